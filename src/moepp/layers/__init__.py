@@ -1,0 +1,22 @@
+"""The paper: router, experts, capacity, losses and the layer that composes them."""
+
+from .capacity import expert_capacity, keep_mask
+from .ffn_experts import FFNExperts
+from .losses import balance_loss, z_loss
+from .moe import MoE
+from .routing import Router, Routing
+from .stats import RoutingStats
+from .zero_experts import ZeroComputationExperts
+
+__all__ = [
+    "FFNExperts",
+    "MoE",
+    "Router",
+    "Routing",
+    "RoutingStats",
+    "ZeroComputationExperts",
+    "balance_loss",
+    "expert_capacity",
+    "keep_mask",
+    "z_loss",
+]

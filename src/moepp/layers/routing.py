@@ -1,0 +1,123 @@
+"""The pathway-aware router (Eq. 2, Eq. 6) and what it decides, :class:`Routing`.
+
+T tokens, D hidden, E all experts, K top-k.
+
+The router runs in float32 whatever the model's dtype (float64 for float64 inputs), autocast or not: a choice between
+two experts should not turn on a rounding.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..config import MoEConfig
+
+INIT_STD = 0.02
+_TANH_WIDTH = 8  # hidden width of the tanh gate, in experts
+
+
+class Routing(NamedTuple):
+    """Everything one layer decided about T tokens."""
+
+    logits: Float[Tensor, "T E"]
+    """With the gating residual; what the next layer's router receives. Never normalised, biased or edited."""
+    probs: Float[Tensor, "T E"]
+    expert: Int[Tensor, "T K"]
+    """The chosen experts, the most probable first. An id outside ``[0, E)`` contributes nothing."""
+    weight: Float[Tensor, "T K"]
+    """What each chosen expert's output is multiplied by; 0 where dropped."""
+    kept: Bool[Tensor, "T K"]
+    """False where capacity dropped the assignment, where the token is padding, or where the expert is disabled."""
+
+
+class Router(nn.Module):
+    """Chooses K experts for each token. Capacity is :class:`moepp.MoE`'s affair.
+
+    Parameters: ``weight (E, D)``; ``residual.weight (E, E)``, the W^g of Eq. 6, unless this is the first MoE layer or
+    the configuration has no gating residual: there it would never receive a gradient. With ``gate="tanh_mlp"``:
+    ``hidden.weight (8E, D)`` and ``weight (E, 8E)``.
+    """
+
+    def __init__(self, config: MoEConfig, *, first: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = config.layout()
+        experts = self.layout.num_experts
+        width = config.hidden_size
+        self.hidden = None
+        if config.gate == "tanh_mlp":
+            width = _TANH_WIDTH * experts
+            self.hidden = nn.Linear(config.hidden_size, width, bias=False)
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.residual = nn.Linear(experts, experts, bias=False) if config.gating_residual and not first else None
+        self.reset_parameters()
+
+    def reset_parameters(self, std: float = INIT_STD) -> None:
+        """Draws W from N(0, std²) and W^g from N(0, residual_init_std²)."""
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight, std=std)
+        nn.init.normal_(self.weight, std=std)
+        if self.residual is not None:
+            nn.init.normal_(self.residual.weight, std=self.config.residual_init_std)
+
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        previous: Float[Tensor, "T E"] | None = None,
+        *,
+        selection_bias: Float[Tensor, "E"] | None = None,
+    ) -> Routing:
+        """Routes T tokens.
+
+        Args:
+            x: tokens, any floating dtype.
+            previous: the previous layer's ``Routing.logits``. None, or a router without a residual matrix, leaves
+                Eq. 6's second term out.
+            selection_bias: added to the scores for choosing only; the weights don't see it. ``-inf`` disables an
+                expert.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self._logits(x, previous)
+            scores = logits if self.config.logits_std is None else _normalise(logits) * self.config.logits_std
+            probs = scores.softmax(dim=-1)
+            ranking = scores.detach() if selection_bias is None else scores.detach() + selection_bias
+            # A stable sort rather than topk: ties go to the lower expert index, on every device.
+            order = ranking.sort(dim=-1, descending=True, stable=True)
+            expert = order.indices[:, : self.config.top_k]
+            kept = order.values[:, : self.config.top_k] > -torch.inf
+            return Routing(logits, probs, expert, self._weight(scores, probs, expert, kept), kept)
+
+    def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(dtype)
+        if self.hidden is not None:
+            x = F.linear(x, self.hidden.weight.to(dtype)).tanh()
+        logits = F.linear(x, self.weight.to(dtype))
+        if self.residual is not None and previous is not None:
+            logits = logits + F.linear(previous.to(dtype), self.residual.weight.to(dtype))
+        return logits
+
+    def _weight(self, scores: Tensor, probs: Tensor, expert: Tensor, kept: Tensor) -> Tensor:
+        """The combine rule: (T, K) weights from the chosen experts' probabilities (Eq. 1) or scores."""
+        combine = self.config.combine
+        if combine == "softmax_topk":
+            # Disabled experts leave the softmax; where all are, the row would be NaN, and is set to 0 below.
+            chosen = scores.gather(-1, expert).masked_fill(~kept & kept.any(-1, keepdim=True), -torch.inf)
+            return chosen.softmax(dim=-1).masked_fill(~kept, 0.0)
+        weight = probs.gather(-1, expert).masked_fill(~kept, 0.0)
+        if combine == "renormalize_nonzero":
+            zeros = self.layout.indices("zero")
+            weight = weight.masked_fill((expert >= zeros.start) & (expert < zeros.stop), 0.0)
+        if combine in ("renormalize", "renormalize_nonzero"):
+            total = weight.sum(dim=-1, keepdim=True)
+            weight = weight / torch.where(total > 0, total, 1.0)
+        return weight
+
+
+def _normalise(logits: Tensor) -> Tensor:
+    """Divides by each token's unbiased standard deviation; equal logits, whose deviation is 0, stay as they are."""
+    std = logits.std(dim=-1, keepdim=True)
+    return logits / torch.where(std > 0, std, 1.0)

@@ -1,0 +1,24 @@
+"""Checks the shapes and dtypes that public signatures promise, in every test.
+
+beartype is a development dependency: where it is missing (`make gpu` on a machine that installs nothing), the tests
+run without these checks, and the header of the test run says so.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+CHECKED = importlib.util.find_spec("beartype") is not None
+if CHECKED:
+    install_import_hook(["moepp.layers", "moepp.ops", "moepp.config"], "beartype.beartype")
+
+
+def pytest_report_header() -> str:
+    return f"moepp: shapes and dtypes of public signatures are {'checked' if CHECKED else 'NOT checked: no beartype'}"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
