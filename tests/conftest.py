@@ -12,7 +12,8 @@ from jaxtyping import install_import_hook
 
 CHECKED = importlib.util.find_spec("beartype") is not None
 if CHECKED:
-    install_import_hook(["moepp.layers", "moepp.ops", "moepp.config"], "beartype.beartype")
+    # Not moepp.config: it checks itself, in words of its own that tests/test_config.py pins.
+    install_import_hook(["moepp.layers", "moepp.ops"], "beartype.beartype")
 
 
 def pytest_report_header() -> str:
