@@ -1,1 +1,23 @@
-""""""
+"""The Hugging Face model. Importing this registers it with AutoConfig, AutoModel and AutoModelForCausalLM."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .accounting import Accounting, account
+from .configuration_moepp import MoEPPConfig
+from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel
+from .presets import PRESETS, preset
+
+AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
+AutoModel.register(MoEPPConfig, MoEPPModel)
+AutoModelForCausalLM.register(MoEPPConfig, MoEPPForCausalLM)
+
+__all__ = [
+    "PRESETS",
+    "Accounting",
+    "MoEPPConfig",
+    "MoEPPForCausalLM",
+    "MoEPPModel",
+    "MoEPPPreTrainedModel",
+    "account",
+    "preset",
+]

@@ -16,7 +16,7 @@ from .grouped import grouped_ffn
 from .grouped import why_not as why_not_grouped
 from .reference import reference_ffn
 
-__all__ = ["BACKENDS", "check_backend", "expert_ffn", "expert_ffn_with"]
+__all__ = ["BACKENDS", "check_backend", "expert_ffn"]
 
 logger = logging.getLogger("moepp.ops")
 
@@ -50,13 +50,6 @@ def expert_ffn(
         ConfigError: no such backend.
         BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
     """
-    return expert_ffn_with(x, expert, weight, gate_up, down, backend=backend)[0]
-
-
-def expert_ffn_with(
-    x: Tensor, expert: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, *, backend: str
-) -> tuple[Tensor, str]:
-    """:func:`expert_ffn`, and the name of the backend that ran."""
     check_backend(backend)
     if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not one of autocast's operators
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -69,7 +62,7 @@ def expert_ffn_with(
     elif backend == "grouped" and reason is not None:
         raise BackendUnavailable(f"backend='grouped' cannot run here: {reason}; use 'auto' or 'reference'")
     with torch.autocast(x.device.type, enabled=False):
-        return _KERNELS[backend](x, expert, weight, gate_up, down), backend
+        return _KERNELS[backend](x, expert, weight, gate_up, down)
 
 
 @functools.cache

@@ -1,0 +1,107 @@
+"""The model's configuration: transformers' usual names, and the fields of :class:`moepp.MoEConfig` under theirs."""
+
+import dataclasses
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+from ..config import Combine, DropPolicy, Gate, MoEConfig
+from ..errors import ConfigError
+
+MOE_FIELDS = tuple(field.name for field in dataclasses.fields(MoEConfig))
+
+
+class MoEPPConfig(PreTrainedConfig):
+    """A LLaMA-style decoder whose every feed-forward network is a MoE++ layer.
+
+    The fields from ``num_ffn_experts`` to ``residual_init_std`` are :class:`moepp.MoEConfig`'s,
+    ``router_aux_loss_coef`` is beta of Eq. 9, and ``balance_scope`` says over which tokens Eq. 7 takes f:
+    ``"micro"``, those of one forward pass.
+    """
+
+    model_type = "moepp"
+    keys_to_ignore_at_inference = ("past_key_values", "lm_loss", "balance_loss", "layer_balance_loss", "routing")
+    attribute_map = {"num_experts_per_tok": "top_k"}  # noqa: RUF012 - transformers' own form
+    default_theta = 10000.0
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+
+    num_ffn_experts: int = 8
+    num_constant_experts: int = 2
+    num_copy_experts: int = 1
+    num_zero_experts: int = 1
+    top_k: int = 2
+    tau: float = 0.75
+    capacity_factor: float | None = 1.1
+    eval_capacity_factor: float | None = None
+    drop_policy: DropPolicy = "probability"
+    gating_residual: bool = True
+    gate: Gate = "linear"
+    logits_std: float | None = None
+    combine: Combine = "probabilities"
+    input_scale: float = 1.0
+    constant_init_std: float = 0.02
+    residual_init_std: float = 0.0
+    router_aux_loss_coef: float = 0.01
+    balance_scope: Literal["micro"] = "micro"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"model.num_key_value_heads={self.num_key_value_heads} does not divide "
+                f"model.num_attention_heads={self.num_attention_heads}; choose a divisor"
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"model.num_attention_heads={self.num_attention_heads} does not divide "
+                    f"model.hidden_size={self.hidden_size}; choose a divisor or set model.head_dim"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim % 2:
+            raise ConfigError(f"model.head_dim={self.head_dim} must be even for rotary position embeddings")
+        if self.hidden_act != "silu":
+            raise ConfigError(
+                f"model.hidden_act={self.hidden_act!r} is not supported; MoE++ experts are SwiGLU: 'silu'"
+            )
+        if self.router_aux_loss_coef < 0:
+            raise ConfigError(f"model.router_aux_loss_coef={self.router_aux_loss_coef} must be >= 0")
+        if self.balance_scope != "micro":
+            raise ConfigError(f"model.balance_scope={self.balance_scope!r} is not supported; use 'micro'")
+        _ = self.moe  # raises ConfigError for everything that one layer cannot be
+        super().__post_init__(**kwargs)
+
+    @property
+    def moe(self) -> MoEConfig:
+        """One layer of this model."""
+        return MoEConfig(**{name: getattr(self, name) for name in MOE_FIELDS})
+
+    def vanilla(self) -> "MoEPPConfig":
+        """The paper's baseline: the same model with the FFN experts alone."""
+        twin = type(self).from_dict(self.to_dict())
+        for name, value in dataclasses.asdict(self.moe.vanilla()).items():
+            setattr(twin, name, value)
+        return twin
