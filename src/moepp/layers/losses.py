@@ -24,7 +24,7 @@ def balance_loss(routing: Routing, config: MoEConfig, *, mask: Bool[Tensor, "T"]
     """
     stats = RoutingStats.of(routing, mask=mask)
     tokens = stats.tokens.clamp_min(1)
-    product = (stats.assigned / tokens) * (stats.prob_sum / tokens)
+    product = (stats.assigned.to(stats.prob_sum) / tokens) * (stats.prob_sum / tokens)
     ffn = config.layout().ffn
     return product[:ffn].sum() + config.tau * product[ffn:].sum()
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..config import EXPERT_TYPES, ExpertLayout, ExpertType
 from .routing import Routing
 
 
@@ -52,6 +53,33 @@ class RoutingStats(NamedTuple):
     def detach(self) -> "RoutingStats":
         """The same counts without the router's gradient, for keeping."""
         return RoutingStats(*(field.detach() for field in self))
+
+    def ffn_per_token(self, layout: ExpertLayout) -> float:
+        """FFN experts that a token went through, on average; dropped ones don't count."""
+        return _ratio(self.kept[: layout.ffn].sum(), self.tokens)
+
+    def shares(self, layout: ExpertLayout) -> dict[ExpertType, float]:
+        """Each expert type's share of the router's choices; they sum to 1."""
+        return {kind: _ratio(_of(self.assigned, layout, kind), self.assigned.sum()) for kind in EXPERT_TYPES}
+
+    def dropped(self, layout: ExpertLayout) -> dict[ExpertType, float]:
+        """The share of each expert type's assignments that capacity dropped."""
+        lost = self.assigned - self.kept
+        return {kind: _ratio(_of(lost, layout, kind), _of(self.assigned, layout, kind)) for kind in EXPERT_TYPES}
+
+    def ffn_imbalance(self, layout: ExpertLayout) -> float:
+        """The busiest FFN expert's choices over the FFN experts' mean; 1 is even, N is one expert doing it all."""
+        load = self.assigned[: layout.ffn]
+        return _ratio(load.max() * layout.ffn, load.sum())
+
+
+def _of(counts: Tensor, layout: ExpertLayout, kind: ExpertType) -> Tensor:
+    indices = layout.indices(kind)
+    return counts[indices.start : indices.stop].sum()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part) / max(float(whole), 1.0)
 
 
 def _histogram(expert: Tensor, selected: Tensor, experts: int) -> Tensor:
