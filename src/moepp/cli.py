@@ -1,1 +1,91 @@
+"""``moepp``: argument parsing only. Every command imports and calls one function.
 
+A user's mistake is one line on standard error and exit code 2; ``--debug`` shows where it was raised.
+"""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from .errors import ConfigError, MoEPPError
+
+app = typer.Typer(
+    name="moepp",
+    help="Mixture-of-Experts language models with zero-computation experts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_state = {"debug": False}
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    _state["debug"] = debug
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the models and the report go.")] = Path("runs/demo"),
+    recipe: Annotated[
+        Path | None, typer.Option(help="The MoE++ model's recipe.", show_default="the demo's own")
+    ] = None,
+    override: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. model.tau=0.5")] = None,
+) -> None:
+    """Train a small MoE++ and its vanilla twin on this Python's library, compare them, write a report."""
+    from .commands.demo import run_demo
+
+    run_demo(out, recipe, override or [])
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. model.tau=0.5")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Continue from this checkpoint.")] = None,
+) -> None:
+    """Train a model from a recipe."""
+    from .commands.train import run_train
+
+    if resume and resume_from:
+        raise ConfigError("--resume and --resume-from say two things; give one")
+    run_train(recipe, override or [], resume_from or resume)
+
+
+@app.command()
+def info(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or a saved model's folder.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. tau=0.5")] = None,
+    context: Annotated[int | None, typer.Option(help="Sequence length for attention's FLOPs and the KV cache.")] = None,
+    bytes_per_weight: Annotated[int, typer.Option(help="2 for bf16, 4 for float32.")] = 2,
+) -> None:
+    """Parameters, FLOPs and memory of a model, from its configuration alone."""
+    from .commands.info import run_info
+
+    run_info(preset, override or [], context=context, bytes_per_weight=bytes_per_weight)
+
+
+def main() -> None:
+    """The console entry point."""
+    console = Console(stderr=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    try:
+        app(standalone_mode=True)
+    except MoEPPError as error:
+        if _state["debug"]:
+            traceback.print_exc()
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        sys.exit(130)

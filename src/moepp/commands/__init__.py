@@ -1,1 +1,1 @@
-""""""
+"""One file per command; each composes packages that do not know each other."""

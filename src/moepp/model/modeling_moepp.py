@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface, use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -246,16 +246,25 @@ class MoEPPModel(MoEPPPreTrainedModel):
         )
 
 
+class MoEPPGenerationConfig(GenerationConfig):
+    """transformers reads generation settings out of a model's configuration, where ``top_k`` counts experts."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GenerationConfig:
+        fields = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return GenerationConfig.from_model_config({k: v for k, v in fields.items() if k != "top_k"})
+
+
 class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
     """The decoder with a language-modelling head."""
 
+    generation_config_class = MoEPPGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)
         self.model = MoEPPModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.generation_config.top_k = None  # not our top_k, which transformers copied from the model's configuration
         self.post_init()
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,5 @@
+"""``python -m moepp``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""``moepp info``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from ..config import EXPERT_TYPES
+from ..errors import ConfigError, DataError, nearest
+from ..model import Accounting, MoEPPConfig, account, preset
+
+
+def run_info(name: str, overrides: Sequence[str], *, context: int | None, bytes_per_weight: int) -> None:
+    """Prints one model's accounting as a table."""
+    for option, value in (("--context", context), ("--bytes-per-weight", bytes_per_weight)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}={value} must be at least 1")
+    config = _configuration(name, overrides)
+    counts = account(config, context=context, bytes_per_weight=bytes_per_weight)
+    length = context or config.max_position_embeddings
+    table = Table(title=name, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in _rows(config, counts, length, bytes_per_weight):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _configuration(name: str, overrides: Sequence[str]) -> MoEPPConfig:
+    fields = {}
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if not value:
+            raise ConfigError(f"override {item!r} is not of the form key=value, such as tau=0.5")
+        key = key.removeprefix("model.")
+        if key not in MoEPPConfig.__annotations__:
+            raise ConfigError(f"{key} is not a field of the model; {nearest(key, MoEPPConfig.__annotations__)}")
+        fields[key] = yaml.safe_load(value)
+    if not Path(name, "config.json").is_file():
+        return preset(name, **fields)
+    config = MoEPPConfig.from_pretrained(name)
+    if config.model_type != MoEPPConfig.model_type:
+        raise DataError(f"{name} holds a {config.model_type!r} model, not a moepp one")
+    return MoEPPConfig.from_dict(config.to_dict() | fields)
+
+
+def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight: int) -> list[tuple[str, str, str]]:
+    layout = config.moe.layout()
+    experts = ", ".join(f"{layout.count(kind)} {kind}" for kind in EXPERT_TYPES if layout.count(kind))
+    vanilla = counts.expert_flops_per_token / counts.vanilla_expert_flops_per_token
+    shape = f"{config.num_hidden_layers} × {config.hidden_size}"
+    expected = f"at the balance of tau={config.tau:g}"
+    kv_cache = f"{_bytes(counts.kv_bytes_per_token * length)} at {length} tokens"
+    return [
+        ("layers × hidden", shape, f"experts {config.intermediate_size} wide"),
+        ("experts per layer", str(layout.num_experts), experts),
+        ("parameters", _large(counts.total_parameters), f"{counts.total_parameters:,}"),
+        ("  embeddings", _large(counts.embedding_parameters), "tied" if config.tie_word_embeddings else "in and out"),
+        ("  attention", _large(counts.attention_parameters), ""),
+        ("  FFN experts", _large(counts.ffn_expert_parameters), ""),
+        ("  zero-computation experts", _large(counts.zero_computation_parameters), "v and W_c of the constants"),
+        ("  routers", _large(counts.router_parameters), "with gating residuals" if config.gating_residual else ""),
+        ("  norms", _large(counts.norm_parameters), ""),
+        ("activated per token, at most", _large(counts.activated_parameters), f"{config.top_k} experts a layer"),
+        ("activated per token, expected", _large(counts.expected_activated_parameters), expected),
+        ("FLOPs per token, forward", _large(counts.forward_flops_per_token), f"over {length} tokens of context"),
+        ("FLOPs per token, training", _large(counts.training_flops_per_token), "three forward passes"),
+        ("expert FLOPs over vanilla's", f"{vanilla:.1%}", "Table 1"),
+        ("bound on the speed-up", f"{counts.speedup_bound:.2f}×", "of the experts, over vanilla's"),
+        ("weights", _bytes(counts.weight_bytes), f"{bytes_per_weight} bytes each"),
+        ("KV cache per token", _bytes(counts.kv_bytes_per_token), kv_cache),
+    ]
+
+
+def _large(value: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:g}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:g} B"

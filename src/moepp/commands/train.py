@@ -1,0 +1,53 @@
+"""``moepp train``."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..train import TrainResult, load_recipe, train
+
+
+def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> None:
+    """Trains; after an interruption prints the command that goes on and exits with the signal's code."""
+    console = Console()
+    loaded = load_recipe(recipe, overrides)
+    result = train(loaded, resume=resume, console=console)
+    exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
+    console.print(data_table(result))
+    console.print(f"saved to {loaded.output_dir}", highlight=False)
+
+
+def exit_if_interrupted(console: Console, result: TrainResult, command: Sequence[str]) -> None:
+    """Ends the process the way shells expect after a signal (128 + its number)."""
+    if result.signal is not None:
+        console.print(f"{signal.Signals(result.signal).name}: saved; to go on: {shlex.join(command)}", soft_wrap=True)
+        sys.exit(128 + result.signal)
+
+
+def data_table(result: TrainResult) -> Table:
+    """What the run was trained on."""
+    data = result.prepared.data
+    table = Table(title=f"data, corpus hash {data.corpus_hash[:12]}", title_justify="left")
+    for name in ("source", "split", "weight", "documents", "bytes", "tokens", "bytes_per_token", "epochs"):
+        table.add_column(name.replace("_", " "), justify="left" if name in ("source", "split") else "right")
+    for row in data.rows:
+        table.add_row(
+            str(row["source"]),
+            str(row["split"]),
+            *(
+                _number(row.get(name))
+                for name in ("weight", "documents", "bytes", "tokens", "bytes_per_token", "epochs")
+            ),
+        )
+    return table
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else "–"

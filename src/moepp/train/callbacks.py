@@ -1,0 +1,137 @@
+"""What happens around training steps: the log file, the progress bar, and an orderly end on a signal."""
+
+import json
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON object a logging step, in ``metrics.jsonl``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forgets what a killed run logged after the checkpoint that this one resumes from."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        # JSON has no NaN: a number that is missing is null.
+        entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **entry}) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the time left; a line above it for each logging step, and nothing but lines off a terminal."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console = console
+        self.label = label
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        line = training_line(logs) or validation_line(logs)
+        if line:
+            self.console.print(
+                f"{self.label} {state.global_step:>5}/{state.max_steps}  {line}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar off the screen; also after a failure."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def training_line(logs: dict[str, Any]) -> str | None:
+    """A training step's metrics for people; None if these are others."""
+    if "lm_loss" not in logs:
+        return None
+    dropped = [v for k, v in logs.items() if k.startswith("dropped/")]
+    return (
+        f"lm {logs['lm_loss']:.4f}  balance {logs['balance_loss']:.4f}  FFN/token {logs['ffn_per_token']:.2f}  "
+        f"load max/mean {logs['load_imbalance']:.2f}  dropped {max(dropped, default=0):.0%}  "
+        f"|g| {logs['grad_norm']:.2f}  lr {logs['learning_rate']:.1e}  {logs['tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def validation_line(logs: dict[str, Any]) -> str | None:
+    """A validation's metrics for people; None if these are others."""
+    if "eval_loss" not in logs:
+        return None
+    sources = [k.removeprefix("eval_").removesuffix("_loss") for k in logs if k.endswith("_loss") and k != "eval_loss"]
+    each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in sources)
+    return f"validation loss {logs['eval_loss']:.4f}, bits per byte {logs['eval_bits_per_byte']:.3f}  ({each})"
+
+
+class ValidateLastStep(TrainerCallback):
+    """Validates the weights that the run ends with, whatever ``eval_steps`` says."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+class Interrupts(TrainerCallback):
+    """Turns the first Ctrl-C or SIGTERM into a save after the running step; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles both signals while the block runs."""
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True

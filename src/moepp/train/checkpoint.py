@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed.
+
+A kill at any moment leaves the earlier checkpoints as they were. What a kill leaves behind, under ``.incomplete``, is
+removed by the next run.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError
+
+_STAGING = ".incomplete"
+_MANIFEST = "manifest.json"
+_PREFIX = "checkpoint-"
+
+
+def staging(run: Path) -> Path:
+    """The folder in which this run's checkpoints are written before they are renamed."""
+    return run / _STAGING
+
+
+def clear_staging(run: Path) -> None:
+    """Removes what an earlier, killed run left half-written."""
+    shutil.rmtree(staging(run), ignore_errors=True)
+
+
+def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
+    """Seals a checkpoint that was written under :func:`staging` and moves it to its place in one rename.
+
+    Args:
+        written: the checkpoint's folder.
+        identity: what a resuming run must have in common with this one.
+    """
+    files = {}
+    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+        files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        _sync(path)
+    manifest = written / _MANIFEST
+    manifest.write_text(json.dumps({"identity": dict(identity), "files": files}, indent=1), encoding="utf-8")
+    _sync(manifest)
+    target = run / written.name
+    if target.exists():  # an earlier, damaged one of the same step; out of the way in one rename, too
+        target.rename(staging(run) / f"replaced-{written.name}")
+    written.rename(target)
+    _sync(run)
+    clear_staging(run)
+    return target
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first."""
+    found = [p for p in run.glob(f"{_PREFIX}*") if p.is_dir() and p.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps behind a checkpoint."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def rotate(run: Path, keep: int | None) -> None:
+    """Deletes all but the newest ``keep`` checkpoints; None keeps all."""
+    for old in checkpoints(run)[: -keep if keep else 0]:
+        # Renamed first: a kill while deleting must not leave a checkpoint with files missing.
+        staging(run).mkdir(exist_ok=True)
+        shutil.rmtree(old.rename(staging(run) / f"old-{old.name}"))
+    clear_staging(run)
+
+
+def verify(checkpoint: Path) -> None:
+    """Reads a checkpoint's every byte.
+
+    Raises:
+        DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
+    """
+    reason = _damage(checkpoint)
+    if reason is None:
+        return
+    whole = [c for c in checkpoints(checkpoint.parent) if step_of(c) < step_of(checkpoint) and _damage(c) is None]
+    remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
+    raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
+
+
+def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses to resume another run's checkpoint.
+
+    Raises:
+        ConfigError: names the first field in which the two differ.
+    """
+    saved = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["identity"]
+    now = json.loads(json.dumps(dict(identity)))
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name):
+            raise ConfigError(
+                f"{name}={now.get(name)!r} differs from {saved.get(name)!r}, with which {checkpoint} was trained; "
+                "resume with the same value, or start a new run in another output_dir"
+            )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if _digest(path) != expected["sha256"]:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError:
+        return f"{_MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{_MANIFEST} cannot be read"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,66 @@
+"""What a training run logs about its routing, summed between two logging steps."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..config import EXPERT_TYPES, ExpertLayout
+from ..layers import RoutingStats
+
+
+@dataclass
+class Window:
+    """Sums since the last logging step."""
+
+    lm_loss: float | Tensor = 0.0
+    """Each forward pass adds its share of its step's loss, so a step adds its mean."""
+    balance_loss: float | Tensor = 0.0
+    """(layers,), likewise."""
+    stats: list[RoutingStats] = field(default_factory=list)
+    """One per layer."""
+    seconds: float = 0.0
+    """Spent in training steps: not in evaluation, not in saving."""
+    steps: int = 0
+
+    def add(self, lm_loss: Tensor, layer_balance_loss: Tensor, share: float, stats: list[RoutingStats]) -> None:
+        """Adds one forward pass; ``share`` is its share of the step's balance loss."""
+        self.lm_loss = self.lm_loss + lm_loss.detach()
+        self.balance_loss = self.balance_loss + share * layer_balance_loss.detach()
+        counts = [layer.detach() for layer in stats]
+        self.stats = [a + b for a, b in zip(self.stats, counts, strict=True)] if self.stats else counts
+
+    def metrics(self, layout: ExpertLayout) -> dict[str, float]:
+        """The numbers to log, per step or over all tokens of the window."""
+        steps = max(self.steps, 1)
+        balance = torch.as_tensor(self.balance_loss) / steps
+        logs = {
+            "lm_loss": float(self.lm_loss) / steps,
+            "balance_loss": float(balance.sum()),
+            "tokens_per_second": float(self.stats[0].tokens) / self.seconds if self.seconds else float("nan"),
+        }
+        logs |= routing_metrics(self.stats, layout)
+        logs |= {f"layer_{i}/balance_loss": float(value) for i, value in enumerate(balance)}
+        return logs
+
+
+def routing_metrics(stats: list[RoutingStats], layout: ExpertLayout) -> dict[str, float]:
+    """FFN experts per token, shares, imbalance and drops; of the whole model, and per layer what differs by layer."""
+    shares = [layer.shares(layout) for layer in stats]
+    dropped = [layer.dropped(layout) for layer in stats]
+    per_token = [layer.ffn_per_token(layout) for layer in stats]
+    imbalance = [layer.ffn_imbalance(layout) for layer in stats]
+    logs = {"ffn_per_token": _mean(per_token), "load_imbalance": max(imbalance)}
+    for kind in EXPERT_TYPES:
+        if layout.count(kind):
+            logs[f"share/{kind}"] = _mean([layer[kind] for layer in shares])
+            logs[f"dropped/{kind}"] = _mean([layer[kind] for layer in dropped])
+    for index in range(len(stats)):
+        logs[f"layer_{index}/ffn_per_token"] = per_token[index]
+        logs[f"layer_{index}/ffn_share"] = shares[index]["ffn"]
+        logs[f"layer_{index}/load_imbalance"] = imbalance[index]
+    return logs
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

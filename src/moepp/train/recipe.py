@@ -1,0 +1,206 @@
+"""A training run as data: YAML plus dotted overrides, checked before anything heavy starts.
+
+Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
+``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``output_dir`` and ``seed``.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data import DataSpec
+from ..errors import ConfigError, nearest
+from ..model import MoEPPConfig, preset
+
+
+@dataclass
+class TokenizerSpec:
+    """Where tokens come from."""
+
+    path: str | None = None
+    """Any AutoTokenizer's folder or name; None trains a byte-level BPE on the corpus."""
+    vocab_size: int = 4096
+    """Entries to train."""
+
+
+@dataclass
+class Optimization:
+    """AdamW with linear warm-up and cosine decay; the paper's values (Table 3 runs) by default."""
+
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 5e-5
+    warmup_start: float = 1e-7
+    warmup_steps: int = 2000
+    weight_decay: float = 0.1
+    """On matrices only."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class Recipe:
+    """One training run; see the module's docstring."""
+
+    output_dir: str
+    seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    optimization: Optimization = field(default_factory=Optimization)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_model()
+        self._check_training()
+
+    def _check_model(self) -> None:
+        _check_section("model", self.model, MoEPPConfig.__annotations__ | {"preset": str, "vanilla": bool})
+
+    def _check_training(self) -> None:
+        from transformers import TrainingArguments
+
+        hints = typing.get_type_hints(TrainingArguments)
+        valid = {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
+        for name in self.training:
+            if name in _SET_ELSEWHERE:
+                raise ConfigError(f"training.{name} is not set here; set {_SET_ELSEWHERE[name]}")
+        _check_section("training", self.training, valid)
+        for name, least in (("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1)):
+            value = self.training.get(name, least)
+            if value < least:
+                raise ConfigError(f"training.{name}={value} must be at least {least}")
+        if "max_steps" not in self.training:
+            raise ConfigError("training.max_steps is missing; say how many optimizer steps to train")
+
+    def model_config(self, **overrides: Any) -> MoEPPConfig:
+        """The model's configuration, with what the tokenizer decides filled in.
+
+        Raises:
+            ConfigError: a field's value cannot work.
+        """
+        fields = overrides | self.model
+        name = fields.pop("preset", None)
+        vanilla = fields.pop("vanilla", False)
+        config = MoEPPConfig(**fields) if name is None else preset(name, **fields)
+        return config.vanilla() if vanilla else config
+
+
+_SET_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "optimization.learning_rate",
+    "warmup_steps": "optimization.warmup_steps",
+    "weight_decay": "optimization.weight_decay",
+    "adam_beta1": "optimization.beta1",
+    "adam_beta2": "optimization.beta2",
+    "adam_epsilon": "optimization.epsilon",
+    "max_grad_norm": "optimization.max_grad_norm",
+    "lr_scheduler_type": "optimization: the schedule is warm-up and cosine",
+    "num_train_epochs": "training.max_steps",
+    "resume_from_checkpoint": "--resume on the command line",
+    "dataloader_pin_memory": "nothing: memory is pinned where there is a GPU",
+    "report_to": "nothing: runs log to the console, metrics.jsonl and TensorBoard",
+}
+
+
+def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Reads a YAML recipe and applies overrides such as ``model.tau=0.5``.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist (the message names the nearest), or a value has the
+            wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not Path(path).is_file():
+        raise ConfigError(f"recipe {str(path)!r} does not exist; check the path")
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise ConfigError(f"override {item!r} is not of the form section.key=value, such as model.tau=0.5")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        _check_keys(OmegaConf.to_container(merged), Recipe, "")
+        typed = OmegaConf.merge(_schema(), merged)
+        missing = OmegaConf.missing_keys(typed)
+        if missing:
+            raise ConfigError(f"{min(missing)} is missing in {path}; every recipe needs it")
+        return typing.cast(Recipe, OmegaConf.to_object(typed))
+    except YAMLError as error:
+        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ConfigError):  # raised by a dataclass while omegaconf was building it
+            raise cause from error
+        where = getattr(error, "full_key", None) or "recipe"
+        raise ConfigError(f"{where}: {str(error.msg if hasattr(error, 'msg') else error).splitlines()[0]}") from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes a recipe that :func:`load_recipe` reads back."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def _schema() -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Recipe)
+
+
+def _check_keys(node: Any, schema: Any, where: str) -> None:
+    """Raises for the first key that the dataclass ``schema`` does not have, naming the nearest."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where or 'the recipe'} must hold keys and values, not {node!r}")
+    hints = typing.get_type_hints(schema)
+    valid = [f.name for f in dataclasses.fields(schema)]
+    for key, value in node.items():
+        full = f"{where}{key}"
+        if key not in valid:
+            raise ConfigError(f"{full} is not a recipe key; {nearest(str(key), valid)}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner):
+            _check_keys(value, inner, f"{full}.")
+        elif typing.get_origin(inner) is list and dataclasses.is_dataclass(typing.get_args(inner)[0]):
+            if not isinstance(value, list):
+                raise ConfigError(f"{full}={value!r} must be a list")
+            for index, item in enumerate(value):
+                _check_keys(item, typing.get_args(inner)[0], f"{full}[{index}].")
+
+
+def _check_section(section: str, values: dict[str, Any], valid: dict[str, Any]) -> None:
+    """Checks the free-form sections, whose fields belong to another library's class."""
+    for name, value in values.items():
+        if name not in valid:
+            raise ConfigError(f"{section}.{name} is not a recipe key; {nearest(name, valid)}")
+        if not _fits(value, valid[name]):
+            expected = getattr(valid[name], "__name__", None) or str(valid[name]).replace("typing.", "")
+            raise ConfigError(f"{section}.{name}={value!r} must be of type {expected}")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value can be of the annotated type; annotations that YAML cannot spell out always fit."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return value in args
+    if annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if origin in (list, tuple, dict):
+        return isinstance(value, origin)
+    return True

@@ -1,0 +1,267 @@
+"""One training run from recipe to saved model."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from ..data import (
+    Corpus,
+    Data,
+    build_data,
+    check_vocabulary,
+    load_corpus,
+    load_tokenizer,
+    sample_documents,
+    tokenizer_hash,
+    train_tokenizer,
+)
+from ..errors import ConfigError, DataError
+from ..model import MoEPPConfig, MoEPPForCausalLM
+from . import checkpoint
+from .callbacks import METRICS_FILE, Interrupts, MetricsFile, ProgressBar, ValidateLastStep
+from .recipe import Recipe, save_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("moepp.train")
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Text, tokenizer and samples: what several runs on the same data can share."""
+
+    corpus: Corpus
+    tokenizer: "PreTrainedTokenizerBase"
+    data: Data
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves."""
+
+    model: MoEPPForCausalLM
+    prepared: Prepared
+    metrics: dict[str, float]
+    """The last validation's; empty after an interruption or without validation data."""
+    signal: int | None
+    """The signal that ended the run early, after saving a checkpoint."""
+
+
+def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = None) -> Prepared:
+    """Reads the corpus, loads or trains the tokenizer, packs the samples.
+
+    Args:
+        saved_tokenizer: a folder with the tokenizer that this run trained before it was interrupted.
+    """
+    recipe.model_config()  # what cannot work is refused before the slow part
+    with console.status("reading the corpus"):
+        corpus = load_corpus(recipe.data)
+    path = recipe.tokenizer.path or saved_tokenizer
+    with console.status("training the tokenizer" if path is None else "loading the tokenizer"):
+        if path is None:
+            tokenizer = train_tokenizer(sample_documents(corpus), recipe.tokenizer.vocab_size)
+        else:
+            tokenizer = load_tokenizer(str(path))
+    if (vocab_size := recipe.model.get("vocab_size")) is not None:
+        check_vocabulary(tokenizer, vocab_size)
+    with console.status("tokenising") as status:
+        data = build_data(
+            recipe.data,
+            tokenizer,
+            seed=recipe.seed,
+            num_samples=recipe.training["max_steps"] * _samples_per_step(recipe),
+            corpus=corpus,
+            progress=lambda what, done, total: status.update(f"tokenising {what}: {done}/{total or '?'} documents"),
+        )
+    return Prepared(corpus, tokenizer, data)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool | Path = False,
+    prepared: Prepared | None = None,
+    console: Console | None = None,
+    label: str = "step",
+) -> TrainResult:
+    """Trains, validates and saves to ``recipe.output_dir``.
+
+    Args:
+        resume: True for the run's newest checkpoint, or a checkpoint's folder.
+        prepared: data to use instead of reading it again; it must be the recipe's.
+        label: what the console's lines begin with.
+
+    Raises:
+        ConfigError, DataError: the recipe, the data, the output folder or the checkpoint cannot be used.
+        TrainingDiverged: a loss was not finite.
+    """
+    console = console or Console()
+    run = Path(recipe.output_dir)
+    start = _find_checkpoint(run, resume)
+    if start is None:
+        _require_unused(run)
+    prepared = prepared or prepare(recipe, console, saved_tokenizer=None if start is None else run)
+    config = _model_config(recipe, prepared.tokenizer)
+    identity = _identity(recipe, config, prepared)
+    if start is not None:
+        checkpoint.check_identity(start, identity)
+    try:
+        return _run(recipe, config, identity, prepared, start, console, label)
+    except OSError as error:
+        raise DataError(
+            f"output_dir={recipe.output_dir!r} cannot be written: {error}; make room or choose another"
+        ) from error
+
+
+def _run(
+    recipe: Recipe,
+    config: MoEPPConfig,
+    identity: Mapping[str, Any],
+    prepared: Prepared,
+    start: Path | None,
+    console: Console,
+    label: str,
+) -> TrainResult:
+    from transformers import PrinterCallback, ProgressCallback, set_seed
+    from transformers.utils import logging as transformers_logging
+
+    from .trainer import MoEPPTrainer
+
+    run = Path(recipe.output_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    checkpoint.clear_staging(run)
+    save_recipe(recipe, run / RECIPE_FILE)
+    prepared.tokenizer.save_pretrained(run)
+    transformers_logging.disable_progress_bar()
+
+    set_seed(recipe.seed)
+    model = MoEPPForCausalLM(config)
+    interrupts, bar = Interrupts(), ProgressBar(console, label)
+    callbacks = [interrupts, MetricsFile(run / METRICS_FILE), bar, *_tensorboard(run)]
+    if prepared.data.validation:
+        callbacks.append(ValidateLastStep())
+    trainer = MoEPPTrainer(
+        model=model,
+        args=_arguments(recipe, bool(prepared.data.validation)),
+        train_dataset=prepared.data.train,
+        validation=prepared.data.validation,
+        weights={source.name: source.weight for source in prepared.corpus.sources},
+        processing_class=prepared.tokenizer,
+        optimization=recipe.optimization,
+        identity=identity,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    try:
+        with interrupts.installed():
+            trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    finally:
+        bar.close()
+    if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        return TrainResult(model, prepared, {}, interrupts.received)
+    model.save_pretrained(run)
+    return TrainResult(model, prepared, trainer.last_validation(), None)
+
+
+def _samples_per_step(recipe: Recipe) -> int:
+    return recipe.training.get("per_device_train_batch_size", 8) * recipe.training.get("gradient_accumulation_steps", 1)
+
+
+def _model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> MoEPPConfig:
+    config = recipe.model_config(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if recipe.data.sequence_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"data.sequence_length={recipe.data.sequence_length} exceeds "
+            f"model.max_position_embeddings={config.max_position_embeddings}; lower one or raise the other"
+        )
+    return config
+
+
+def _identity(recipe: Recipe, config: MoEPPConfig, prepared: Prepared) -> dict[str, Any]:
+    """What must be the same for a resumed run to go on as if it had never stopped."""
+    return {
+        **{f"model.{name}": getattr(config, name) for name in MoEPPConfig.__annotations__},
+        "data (corpus hash)": prepared.corpus.hash,
+        "data.sequence_length": recipe.data.sequence_length,
+        "data (weights)": [source.weight for source in prepared.corpus.sources],
+        "tokenizer (hash)": tokenizer_hash(prepared.tokenizer),
+        "seed": recipe.seed,
+        "training (samples per step)": _samples_per_step(recipe),
+    }
+
+
+def _find_checkpoint(run: Path, resume: bool | Path) -> Path | None:
+    if resume is False:
+        return None
+    if resume is True:
+        found = checkpoint.checkpoints(run)
+        if not found:
+            raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; start without --resume")
+        resume = found[-1]
+    if not resume.is_dir():
+        raise DataError(f"checkpoint {resume} does not exist; check the path")
+    checkpoint.verify(resume)
+    return resume
+
+
+def _require_unused(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(
+            f"output_dir={str(run)!r} is already in use; choose another, remove it, or continue its run with --resume"
+        )
+
+
+def _arguments(recipe: Recipe, validates: bool) -> Any:
+    from transformers import TrainingArguments
+
+    o = recipe.optimization
+    defaults = {
+        "logging_steps": 10,
+        "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
+        "save_total_limit": 3,
+        "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
+    }
+    try:
+        return TrainingArguments(
+            **(defaults | recipe.training),
+            output_dir=recipe.output_dir,
+            seed=recipe.seed,
+            learning_rate=o.learning_rate,
+            weight_decay=o.weight_decay,
+            adam_beta1=o.beta1,
+            adam_beta2=o.beta2,
+            adam_epsilon=o.epsilon,
+            max_grad_norm=o.max_grad_norm,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            prediction_loss_only=True,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+    except ValueError as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _tensorboard(run: Path) -> list[Any]:
+    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        logger.warning("tensorboard is not installed: this run logs to the console and %s only", METRICS_FILE)
+        return []
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(run / "tensorboard")
+    return [callback]

@@ -1,0 +1,190 @@
+"""transformers' Trainer with the paper's optimizer and schedule, routing in its logs and checkpoints written whole."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer
+
+from ..config import MoEConfig
+from ..data import TrainingData, ValidationData
+from ..errors import DataError
+from ..layers import RoutingStats
+from ..model import MoEPPForCausalLM
+from . import checkpoint
+from .alerts import RoutingAlerts
+from .diverged import diagnose
+from .metrics import Window
+from .recipe import Optimization
+
+
+class MoEPPTrainer(Trainer):
+    """Trains a :class:`moepp.model.MoEPPForCausalLM`.
+
+    Args:
+        optimization: rates, decay and clipping; they agree with ``args``, which carries what Trainer itself reads.
+        identity: what a run must share with a checkpoint to resume from it; sealed into each.
+        validation: held-out sets by source.
+        weights: of the sources in the mixture.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        optimization: Optimization,
+        identity: Mapping[str, Any],
+        validation: dict[str, ValidationData],
+        weights: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, eval_dataset=validation or None, **kwargs)  # pyright: ignore[reportArgumentType]
+        self.optimization = optimization
+        self.identity = identity
+        self.validation = validation
+        self.weights = weights
+        self.run = Path(str(self.args.output_dir))
+        self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
+        self.window = Window()
+        self.alerts = RoutingAlerts(self.moe)
+        self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
+        self._saving = False
+
+    # Optimization
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices, stacked or not; the constants v of Eq. 5 are vectors however they are stacked."""
+        return [n for n, p in model.named_parameters() if p.dim() >= 2 and not n.endswith("zero_computation.constant")]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Linear warm-up, then a cosine to the final rate at the last step."""
+        if self.lr_scheduler is None:
+            o = self.optimization
+            target = cast(torch.optim.Optimizer, optimizer or self.optimizer)
+            self.lr_scheduler = LambdaLR(
+                target, lambda step: learning_rate(o, step, num_training_steps) / o.learning_rate
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return SequentialSampler(cast(TrainingData, self.train_dataset))  # the order is the data's own, and its seed's
+
+    # One step
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Trainer's, timed."""
+        start = time.perf_counter()
+        self._batches.append(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.window.seconds += time.perf_counter() - start
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's, collecting the routing on the way."""
+        result: Any = super().compute_loss(
+            model, {**inputs, "output_routing": True}, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        loss, outputs = result
+        if model.training:
+            mask = inputs.get("attention_mask")
+            mask = None if mask is None else mask.reshape(-1).bool()
+            stats = [RoutingStats.of(routing, mask=mask) for routing in outputs["routing"]]
+            share = 1 / self.current_gradient_accumulation_steps
+            self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, stats)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's; a norm that is not finite ends the run before the optimizer can spoil the weights."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(norm):
+            raise diagnose(cast(nn.Module, self.model), self._batches, self.state.global_step + 1, self.run)
+        self._batches.clear()
+        self.window.steps += 1
+        return norm
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the window's metrics beside its loss."""
+        if "loss" in logs and self.window.stats:
+            logs |= self.window.metrics(self.moe.layout())
+            self.alerts.check(self.state.global_step, self.window.stats)
+            self.window = Window()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss (nats per token, without the balance loss) and bits per byte on each source, and over the mixture."""
+        metrics: dict[str, float] = {}
+        loss = bytes_ = 0.0
+        total = sum(self.weights[name] for name in self.validation)  # a source may hold nothing out
+        for name, data in self.validation.items():
+            output = self.evaluation_loop(
+                self.get_eval_dataloader(data),  # pyright: ignore[reportArgumentType]
+                description=name,
+                prediction_loss_only=True,
+                metric_key_prefix=metric_key_prefix,
+            )
+            nats = output.metrics[f"{metric_key_prefix}_loss"]  # pyright: ignore[reportOptionalSubscript]
+            metrics[f"{metric_key_prefix}_{name}_loss"] = nats
+            metrics[f"{metric_key_prefix}_{name}_bits_per_byte"] = nats / math.log(2) / data.bytes_per_token
+            loss += self.weights[name] / total * nats
+            bytes_ += self.weights[name] / total * data.bytes_per_token
+        metrics[f"{metric_key_prefix}_loss"] = loss
+        metrics[f"{metric_key_prefix}_bits_per_byte"] = loss / math.log(2) / bytes_
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def last_validation(self) -> dict[str, float]:
+        """The metrics that :meth:`evaluate` logged last; empty without validation data."""
+        logged = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        return {k: v for k, v in logged[-1].items() if k.startswith("eval_")} if logged else {}
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The language-modelling loss alone: the balance loss says nothing about text."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return model(**inputs)["lm_loss"].detach(), None, None
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(checkpoint.staging(self.run) if self._saving else self.run)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = self.run
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            written = checkpoint.staging(run) / f"checkpoint-{self.state.global_step}"
+            checkpoint.publish(written, run, self.identity)
+        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise the latter for a failed write
+            checkpoint.clear_staging(run)
+            raise DataError(
+                f"checkpoint of step {self.state.global_step} could not be written to {run}: {error}; "
+                f"make room and resume with --resume; whole checkpoints: "
+                f"{', '.join(c.name for c in checkpoint.checkpoints(run)) or 'none'}"
+            ) from error
+        finally:
+            self._saving = False
+        checkpoint.rotate(run, self.args.save_total_limit)
+
+
+def learning_rate(o: Optimization, step: int, total: int) -> float:
+    """The rate of the step after ``step`` finished ones, of ``total``."""
+    if step < o.warmup_steps:
+        return o.warmup_start + (o.learning_rate - o.warmup_start) * step / o.warmup_steps
+    progress = min(1.0, (step - o.warmup_steps) / max(1, total - 1 - o.warmup_steps))
+    return o.final_learning_rate + (o.learning_rate - o.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
