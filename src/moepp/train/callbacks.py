@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .metrics import validation_sources
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -99,8 +101,7 @@ def validation_line(logs: dict[str, Any]) -> str | None:
     """A validation's metrics for people; None if these are others."""
     if "eval_loss" not in logs:
         return None
-    sources = [k.removeprefix("eval_").removesuffix("_loss") for k in logs if k.endswith("_loss") and k != "eval_loss"]
-    each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in sources)
+    each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in validation_sources(logs))
     return f"validation loss {logs['eval_loss']:.4f}, bits per byte {logs['eval_bits_per_byte']:.3f}  ({each})"
 
 

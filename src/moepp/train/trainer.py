@@ -116,7 +116,8 @@ class MoEPPTrainer(Trainer):
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
             logs |= self.window.metrics(self.moe.layout())
-            self.alerts.check(self.state.global_step, self.window.stats)
+            if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
+                self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
 
