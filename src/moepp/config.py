@@ -153,6 +153,14 @@ class MoEConfig:
         return self.tau * layout.ffn / (self.tau * layout.ffn + layout.num_zero_computation)
 
 
+def suggested_constant_experts(num_ffn_experts: int, *, num_zero_experts: int = 1, num_copy_experts: int = 1) -> int:
+    """The paper's rule of thumb for the number of constant experts (Eq. 10).
+
+    Table 2 follows it for 16 and 32 FFN experts (2 and 6) and uses 2, not 1, for 8.
+    """
+    return max(num_ffn_experts // 4 - num_zero_experts - num_copy_experts, 1)
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
