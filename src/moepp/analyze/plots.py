@@ -29,7 +29,7 @@ def loss_curves(training: Mapping[str, Series], validation: Mapping[str, Series]
                 axes.plot(*validation[name], "o", color=colour, label=f"{name}, validation", markersize=5)
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("loss (nats per token)")
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return _render(draw, size=(7.2, 3.6))
 
@@ -45,7 +45,7 @@ def lines_over_steps(series: Mapping[str, Series], *, label: str, targets: Mappi
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return _render(draw, size=(7.2, 3.0))
 
@@ -77,9 +77,14 @@ def ffn_per_token(layers: Mapping[str, Sequence[float]], targets: Mapping[str, f
             axes.set_xticks(range(len(values)))
         axes.set_xlabel("layer")
         axes.set_ylabel("FFN experts per token")
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return _render(draw, size=(7.2, 3.0))
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0, handlelength=1.4)
 
 
 def _render(draw: Callable[..., None], *, size: tuple[float, float], rows: int = 1) -> dict[str, str]:

@@ -83,10 +83,12 @@ def _overview(models: Sequence[ModelResult]) -> list[tuple[str, ...]]:
         ("activated per token, at most", *(f"{m.activated_parameters:,}" for m in models)),
         ("activated per token, at tau's balance", *(f"{m.expected_activated_parameters:,.0f}" for m in models)),
         ("validation loss, nats per token", *(f"{m.validation['eval_loss']:.4f}" for m in models)),
-        ("bits per byte", *(f"{m.validation['eval_bits_per_byte']:.4f}" for m in models)),
+        ("bits per byte, all", *(f"{m.validation['eval_bits_per_byte']:.4f}" for m in models)),
     ]
     for source in validation_sources(models[0].validation):
-        rows.append((f"  {source}", *(f"{m.validation[f'eval_{source}_bits_per_byte']:.4f}" for m in models)))
+        rows.append(
+            (f"bits per byte, {source}", *(f"{m.validation[f'eval_{source}_bits_per_byte']:.4f}" for m in models))
+        )
     rows.append(("training, tokens per second", *(f"{m.training_tokens_per_second:,.0f}" for m in models)))
     rows.append(("FFN experts per token", *(f"{statistics.mean(m.ffn_per_token):.2f}" for m in models)))
     return rows
