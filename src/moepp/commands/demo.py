@@ -29,8 +29,9 @@ def run_demo(out: Path, recipe: Path | None, overrides: Sequence[str]) -> None:
     started = time.perf_counter()
     console = Console()
     recipes = _twins(load_recipe(recipe or demo_recipe(), overrides), out)
-    _claim(out)
+    _require_own(out)
     prepared = prepare(recipes["MoE++"], console)
+    _begin(out)
     results: dict[str, TrainResult] = {}
     for name, one in recipes.items():
         results[name] = train(one, prepared=prepared, console=console, label=f"{name:7}")
@@ -59,10 +60,14 @@ def _twins(recipe: Recipe, out: Path) -> dict[str, Recipe]:
     return {"MoE++": moepp, "vanilla": vanilla}
 
 
-def _claim(out: Path) -> None:
-    """Takes the folder, replacing an earlier demo's and nothing else."""
+def _require_own(out: Path) -> None:
+    """Refuses a folder that holds anything but an earlier demo."""
     if out.exists() and not (out.is_dir() and ((out / RESULT_FILE).is_file() or not any(out.iterdir()))):
         raise ConfigError(f"--out={str(out)!r} is in use by something else than a demo; choose another or remove it")
+
+
+def _begin(out: Path) -> None:
+    """Removes an earlier demo, once nothing can be wrong with the recipe and the data any more."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / RESULT_FILE).write_text(json.dumps({"finished": False}), encoding="utf-8")
