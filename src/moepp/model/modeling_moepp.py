@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..errors import ConfigError, nearest
 from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
 from ..ops import BACKENDS, expert_ffn
 from .configuration_moepp import MoEPPConfig
@@ -127,6 +128,9 @@ class MoEPPPreTrainedModel(PreTrainedModel):
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Our ``auto`` unless another is asked for; our backends' names beside transformers'."""
         requested = "auto" if requested_experts is None else requested_experts
+        names = ("eager", *EXPERTS)
+        if requested not in names:
+            raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
 
     @torch.no_grad()
