@@ -256,7 +256,10 @@ class MoEPPGenerationConfig(GenerationConfig):
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GenerationConfig:
         fields = model_config if isinstance(model_config, dict) else model_config.to_dict()
-        return GenerationConfig.from_model_config({k: v for k, v in fields.items() if k != "top_k"})
+        config = GenerationConfig.from_model_config({k: v for k, v in fields.items() if k != "top_k"})
+        # Else generation_config.json would say so too, and a top_k that a user saves there would be taken for experts.
+        config._from_model_config = False
+        return config
 
 
 class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
@@ -276,6 +279,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         super().adjust_generation_fn(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.generation_config._from_model_config:
             self.generation_config.top_k = None
+            self.generation_config._from_model_config = False
 
     @can_return_tuple
     def forward(
