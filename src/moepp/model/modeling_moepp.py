@@ -322,7 +322,8 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             layer_balance = torch.stack([balance_loss(routing, moe, mask=mask) for routing in outputs.routing])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
-                predicted = kwargs.get("shift_labels", labels[..., 1:])
+                shifted = kwargs.get("shift_labels")
+                predicted = labels[..., 1:] if shifted is None else shifted
                 share = (predicted != -100).sum() / total
             loss = lm_loss + self.config.router_aux_loss_coef * share * layer_balance.sum().to(lm_loss.device)
         return MoEPPCausalLMOutput(
