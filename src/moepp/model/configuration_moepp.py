@@ -69,7 +69,7 @@ class MoEPPConfig(PreTrainedConfig):
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"model.num_key_value_heads={self.num_key_value_heads} does not divide "
                 f"model.num_attention_heads={self.num_attention_heads}; choose a divisor"
