@@ -23,11 +23,18 @@ from ..data import (
 from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from . import checkpoint
-from .callbacks import METRICS_FILE, Interrupts, MetricsFile, ProgressBar, ValidateLastStep
+from .callbacks import (
+    METRICS_FILE,
+    Interrupts,
+    MetricsFile,
+    ProgressBar,
+    ValidateLastStep,
+    tensorboard_says_it_once,
+)
 from .recipe import Recipe, save_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 logger = logging.getLogger("moepp.train")
 RECIPE_FILE = "recipe.yaml"
@@ -107,20 +114,19 @@ def train(
     start = _find_checkpoint(run, resume)
     if start is None:
         _require_unused(run)
-    prepared = prepared or prepare(recipe, console, saved_tokenizer=None if start is None else run)
+    prepared = prepared or prepare(recipe, console, saved_tokenizer=start)
     config = _model_config(recipe, prepared.tokenizer)
     identity = _identity(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
     try:
-        return _run(recipe, config, identity, prepared, start, console, label)
-    except OSError as error:
-        raise DataError(
-            f"output_dir={recipe.output_dir!r} cannot be written: {error}; make room or choose another"
-        ) from error
+        return _run(recipe, config, arguments, identity, prepared, start, console, label)
+    except OSError as error:  # of what transformers writes by itself, or of data that is read while training
+        raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
 
 
 def _run(
+    arguments = _arguments(recipe, bool(prepared.data.validation))
     recipe: Recipe,
     config: MoEPPConfig,
     identity: Mapping[str, Any],
@@ -133,23 +139,24 @@ def _run(
     from transformers.utils import logging as transformers_logging
 
     from .trainer import MoEPPTrainer
+    arguments: "TrainingArguments",
 
     run = Path(recipe.output_dir)
-    run.mkdir(parents=True, exist_ok=True)
     checkpoint.clear_staging(run)
-    save_recipe(recipe, run / RECIPE_FILE)
-    prepared.tokenizer.save_pretrained(run)
+    with checkpoint.writing(run, f"{RECIPE_FILE} and the tokenizer"), checkpoint.moved_into(run) as aside:
+        save_recipe(recipe, aside / RECIPE_FILE)
+        prepared.tokenizer.save_pretrained(aside)
     transformers_logging.disable_progress_bar()
 
     set_seed(recipe.seed)
     model = MoEPPForCausalLM(config)
     interrupts, bar = Interrupts(), ProgressBar(console, label)
-    callbacks = [interrupts, MetricsFile(run / METRICS_FILE), bar, *_tensorboard(run)]
+    callbacks = [interrupts, MetricsFile(run), bar, *_tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
     trainer = MoEPPTrainer(
         model=model,
-        args=_arguments(recipe, bool(prepared.data.validation)),
+        args=arguments,
         train_dataset=prepared.data.train,
         validation=prepared.data.validation,
         weights={source.name: source.weight for source in prepared.corpus.sources},
@@ -161,13 +168,15 @@ def _run(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        with interrupts.installed():
+        with interrupts.installed(), tensorboard_says_it_once():
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
         bar.close()
     if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
         return TrainResult(model, prepared, {}, interrupts.received)
-    model.save_pretrained(run)
+    trainer.require_finite_weights()
+    with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
+        model.save_pretrained(aside)
     return TrainResult(model, prepared, trainer.last_validation(), None)
 
 
@@ -224,7 +233,7 @@ def _require_unused(run: Path) -> None:
         )
 
 
-def _arguments(recipe: Recipe, validates: bool) -> Any:
+def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     o = recipe.optimization

@@ -14,12 +14,11 @@ from transformers import Trainer
 
 from ..config import MoEConfig
 from ..data import TrainingData, ValidationData
-from ..errors import DataError
 from ..layers import RoutingStats
 from ..model import MoEPPForCausalLM
 from . import checkpoint
 from .alerts import RoutingAlerts
-from .diverged import diagnose
+from .diverged import TrainingDiverged, bad_weights, diagnose
 from .metrics import Window
 from .recipe import Optimization
 
@@ -102,10 +101,10 @@ class MoEPPTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer's; a norm that is not finite ends the run before the optimizer can spoil the weights."""
+        """Trainer's; a loss or norm that is not finite ends the run before the optimizer can spoil the weights."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):
-            raise diagnose(cast(nn.Module, self.model), self._batches, self.state.global_step + 1, self.run)
+        if not (math.isfinite(norm) and math.isfinite(self._tr_loss)):
+            raise self._diverged(self.state.global_step + 1)
         self._batches.clear()
         self.window.steps += 1
         return norm
@@ -164,22 +163,24 @@ class MoEPPTrainer(Trainer):
         return str(checkpoint.staging(self.run) if self._saving else self.run)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = self.run
+        name = f"checkpoint-{self.state.global_step}"
+        self.require_finite_weights()
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            written = checkpoint.staging(run) / f"checkpoint-{self.state.global_step}"
-            checkpoint.publish(written, run, self.identity)
-        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise the latter for a failed write
-            checkpoint.clear_staging(run)
-            raise DataError(
-                f"checkpoint of step {self.state.global_step} could not be written to {run}: {error}; "
-                f"make room and resume with --resume; whole checkpoints: "
-                f"{', '.join(c.name for c in checkpoint.checkpoints(run)) or 'none'}"
-            ) from error
+            with checkpoint.writing(self.run, name):
+                super()._save_checkpoint(model, trial)
+                checkpoint.publish(checkpoint.staging(self.run) / name, self.run, self.identity)
         finally:
             self._saving = False
-        checkpoint.rotate(run, self.args.save_total_limit)
+        checkpoint.rotate(self.run, self.args.save_total_limit)
+
+    def require_finite_weights(self) -> None:
+        """Raises :class:`TrainingDiverged` for weights that the last update overflowed: they are not worth saving."""
+        if bad_weights(cast(nn.Module, self.model)):
+            raise self._diverged(self.state.global_step)
+
+    def _diverged(self, step: int) -> TrainingDiverged:
+        return diagnose(cast(nn.Module, self.model), self._batches, step, self.run)
 
 
 def learning_rate(o: Optimization, step: int, total: int) -> float:
