@@ -182,6 +182,20 @@ class MoEPPTrainer(Trainer):
     def _diverged(self, step: int) -> TrainingDiverged:
         return diagnose(cast(nn.Module, self.model), self._batches, step, self.run)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's; rates, betas and decay stay the recipe's, which may ask for others than before."""
+        optimizer, scheduler = cast(torch.optim.Optimizer, self.optimizer), cast(LambdaLR, self.lr_scheduler)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler.base_lrs = [group["initial_lr"] for group in settings]
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler._last_lr = rates  # what is logged
+        for group, setting, rate in zip(optimizer.param_groups, settings, rates, strict=True):
+            group.update(setting, lr=rate)
+
 
 def learning_rate(o: Optimization, step: int, total: int) -> float:
     """The rate of the step after ``step`` finished ones, of ``total``."""
