@@ -120,6 +120,24 @@ def validation_line(logs: dict[str, Any]) -> str | None:
     return f"validation loss {logs['eval_loss']:.4f}, bits per byte {logs['eval_bits_per_byte']:.3f}  ({each})"
 
 
+class StepClock(TrainerCallback):
+    """Seconds spent in training steps, the optimizer's part among them: not in evaluation, not in saving."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
 class ValidateLastStep(TrainerCallback):
     """Validates the weights that the run ends with, whatever ``eval_steps`` says."""
 

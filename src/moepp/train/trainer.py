@@ -1,7 +1,6 @@
 """transformers' Trainer with the paper's optimizer and schedule, routing in its logs and checkpoints written whole."""
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from ..layers import RoutingStats
 from ..model import MoEPPForCausalLM
 from . import checkpoint
 from .alerts import RoutingAlerts
+from .callbacks import StepClock
 from .diverged import TrainingDiverged, bad_weights, diagnose
 from .metrics import Window
 from .recipe import Optimization
@@ -50,6 +50,8 @@ class MoEPPTrainer(Trainer):
         self.run = Path(str(self.args.output_dir))
         self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
         self.window = Window()
+        self.clock = StepClock()
+        self.add_callback(self.clock)
         self.alerts = RoutingAlerts(self.moe)
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
         self._saving = False
@@ -77,12 +79,9 @@ class MoEPPTrainer(Trainer):
     # One step
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Trainer's, timed."""
-        start = time.perf_counter()
+        """Trainer's, keeping the batches in case that their loss is not finite."""
         self._batches.append(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.window.seconds += time.perf_counter() - start
-        return loss
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -114,7 +113,7 @@ class MoEPPTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
-            logs |= self.window.metrics(self.moe.layout())
+            logs |= self.window.metrics(self.moe.layout(), self.clock.take())
             self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
