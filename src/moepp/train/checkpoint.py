@@ -120,7 +120,8 @@ def verify(checkpoint: Path) -> None:
     reason = _damage(checkpoint)
     if reason is None:
         return
-    whole = [c for c in checkpoints(checkpoint.parent) if step_of(c) < step_of(checkpoint) and _damage(c) is None]
+    earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
+    whole = [other for other in earlier if _damage(other) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
     raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
 

@@ -79,9 +79,11 @@ class Recipe:
 
         hints = typing.get_type_hints(TrainingArguments)
         valid = {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
-        for name in self.training:
+        for name, value in self.training.items():
             if name in _SET_ELSEWHERE:
                 raise ConfigError(f"training.{name} is not set here; set {_SET_ELSEWHERE[name]}")
+            if name.endswith("_strategy") and value is False:
+                self.training[name] = "no"  # which YAML reads as false
         check_section("training", self.training, valid)
         for name in _AT_LEAST_ONE:
             if self.training.get(name, 1) < 1:
@@ -235,7 +237,7 @@ def check_section(section: str, values: dict[str, Any], valid: dict[str, Any]) -
     """
     for name, value in values.items():
         if name not in valid:
-            raise ConfigError(f"{section}.{name} is not a recipe key; {nearest(name, valid)}")
+            raise ConfigError(f"{section}.{name} is not a field; {nearest(name, valid)}")
         if not _fits(value, valid[name]):
             raise ConfigError(f"{section}.{name}={value!r} must be {_described(valid[name])}")
 

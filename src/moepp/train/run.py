@@ -12,6 +12,7 @@ from rich.console import Console
 from ..data import (
     Corpus,
     Data,
+    TrainingData,
     build_data,
     check_vocabulary,
     load_corpus,
@@ -66,6 +67,9 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
 
     Args:
         saved_tokenizer: a folder with the tokenizer that this run trained before it was interrupted.
+
+    Raises:
+        ConfigError, DataError: the data cannot be used, or is less than one step takes.
     """
     recipe.model_config()  # what cannot work is refused before the slow part
     with console.status("reading the corpus"):
@@ -78,14 +82,20 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
             tokenizer = load_tokenizer(str(path))
     if (vocab_size := recipe.model.get("vocab_size")) is not None:
         check_vocabulary(tokenizer, vocab_size)
+    samples = _samples_per_step(recipe)
     with console.status("tokenising") as status:
         data = build_data(
             recipe.data,
             tokenizer,
             seed=recipe.seed,
-            num_samples=recipe.training["max_steps"] * _samples_per_step(recipe),
+            num_samples=recipe.training["max_steps"] * samples,
             corpus=corpus,
             progress=lambda what, done, total: status.update(f"tokenising {what}: {done}/{total or '?'} documents"),
+        )
+    if isinstance(data.train, TrainingData) and (blocks := sum(map(len, data.train.blocks))) < samples:
+        raise DataError(
+            f"data: {blocks} samples of data.sequence_length={recipe.data.sequence_length} are less than the {samples} "
+            "of one step; add text, or lower training.per_device_train_batch_size or data.sequence_length"
         )
     return Prepared(corpus, tokenizer, data)
 
@@ -116,6 +126,7 @@ def train(
         _require_unused(run)
     prepared = prepared or prepare(recipe, console, saved_tokenizer=start)
     config = _model_config(recipe, prepared.tokenizer)
+    arguments = _arguments(recipe, bool(prepared.data.validation))
     identity = _identity(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
@@ -126,9 +137,9 @@ def train(
 
 
 def _run(
-    arguments = _arguments(recipe, bool(prepared.data.validation))
     recipe: Recipe,
     config: MoEPPConfig,
+    arguments: "TrainingArguments",
     identity: Mapping[str, Any],
     prepared: Prepared,
     start: Path | None,
@@ -139,7 +150,6 @@ def _run(
     from transformers.utils import logging as transformers_logging
 
     from .trainer import MoEPPTrainer
-    arguments: "TrainingArguments",
 
     run = Path(recipe.output_dir)
     checkpoint.clear_staging(run)
@@ -218,7 +228,8 @@ def _find_checkpoint(run: Path, resume: bool | Path) -> Path | None:
     if resume is True:
         found = checkpoint.checkpoints(run)
         if not found:
-            raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; start without --resume")
+            remedy = "remove it and start" if run.exists() else "start"
+            raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; {remedy} without --resume")
         resume = found[-1]
     if not resume.is_dir():
         raise DataError(f"checkpoint {resume} does not exist; check the path")
@@ -237,6 +248,12 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     o = recipe.optimization
+    for name in ("eval_strategy", "eval_on_start"):
+        if not validates and recipe.training.get(name, "no") not in (False, "no"):
+            raise ConfigError(
+                f"training.{name}={recipe.training[name]} has no text to validate on; "
+                "raise data.validation_fraction or name a validation_split"
+            )
     defaults = {
         "logging_steps": 10,
         "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
