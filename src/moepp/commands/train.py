@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -19,20 +20,22 @@ def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> No
     result = train(loaded, resume=resume, console=console)
     exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
     console.print(data_table(result))
-    console.print(f"saved to {loaded.output_dir}", highlight=False)
+    console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def exit_if_interrupted(console: Console, result: TrainResult, command: Sequence[str]) -> None:
     """Ends the process the way shells expect after a signal (128 + its number)."""
     if result.signal is not None:
-        console.print(f"{signal.Signals(result.signal).name}: saved; to go on: {shlex.join(command)}", soft_wrap=True)
+        line = f"{signal.Signals(result.signal).name}: saved; to go on: {shlex.join(command)}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
         sys.exit(128 + result.signal)
 
 
 def data_table(result: TrainResult) -> Table:
     """What the run was trained on."""
     data = result.prepared.data
-    table = Table(title=f"data, corpus hash {data.corpus_hash[:12]}", title_justify="left")
+    title = f"data, corpus hash {data.corpus_hash[:12]}"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))  # all of it in 80 columns
     for name in ("source", "split", "weight", "documents", "bytes", "tokens", "bytes_per_token", "epochs"):
         table.add_column(name.replace("_", " "), justify="left" if name in ("source", "split") else "right")
     for row in data.rows:
