@@ -35,8 +35,9 @@ test: lint
 drills: $(STAMP)
 	$(BIN)/python -m pytest -m drill
 
-# Uses the interpreter as it is: works where nothing can be installed and torch belongs to the system.
+# Uses the interpreter as it is, so that it works where nothing can be installed and torch belongs to the system.
 gpu:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu: torch sees no CUDA GPU")'
 	PYTHONPATH=src $(PYTHON) -m pytest -m gpu
 	PYTHONPATH=src $(PYTHON) -m moepp.commands.gpu_check
 

@@ -16,6 +16,10 @@ if CHECKED:
     install_import_hook(["moepp.layers", "moepp.ops"], "beartype.beartype")
 
 
+# Tests run on tiny tensors and beside each other (pytest -n 2): more threads than one only wait for each other.
+torch.set_num_threads(1)
+
+
 def pytest_report_header() -> str:
     return f"moepp: shapes and dtypes of public signatures are {'checked' if CHECKED else 'NOT checked: no beartype'}"
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moepp.config import EXPERT_TYPES, ExpertLayout, MoEConfig
+from moepp.config import EXPERT_TYPES, ExpertLayout, MoEConfig, suggested_constant_experts
 from moepp.errors import ConfigError, MoEPPError, nearest
 
 PAPER = MoEConfig(hidden_size=768, intermediate_size=2048, num_ffn_experts=8)
@@ -134,3 +134,12 @@ def test_ffn_share_is_table_1(tau: float, share: float) -> None:
 def test_nearest_names_the_closest_or_lists_what_exists() -> None:
     assert nearest("gruoped", ["reference", "grouped"]) == "did you mean 'grouped'?"
     assert nearest("xyz", ["b", "a"]) == "choose one of a, b"
+
+
+@pytest.mark.parametrize(("ffn", "expected"), [(8, 1), (16, 2), (32, 6), (4, 1), (64, 14)])
+def test_suggested_constant_experts_is_eq_10(ffn: int, expected: int) -> None:
+    assert suggested_constant_experts(ffn) == expected
+
+
+def test_suggested_constant_experts_leaves_room_for_the_other_types() -> None:
+    assert suggested_constant_experts(32, num_zero_experts=2, num_copy_experts=3) == 3

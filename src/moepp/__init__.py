@@ -1,6 +1,6 @@
 """Mixture-of-Experts with zero-computation experts (MoE++, arXiv 2410.07348): the layer API, on torch alone."""
 
-from .config import ExpertLayout, MoEConfig
+from .config import ExpertLayout, MoEConfig, suggested_constant_experts
 from .errors import BackendUnavailable, ConfigError, ConversionError, DataError, MoEPPError
 from .layers import (
     FFNExperts,
@@ -36,5 +36,6 @@ __all__ = [
     "expert_capacity",
     "expert_ffn",
     "keep_mask",
+    "suggested_constant_experts",
     "z_loss",
 ]

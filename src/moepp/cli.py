@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from .errors import ConfigError, MoEPPError
@@ -73,12 +72,22 @@ def info(
     run_info(preset, override or [], context=context, bytes_per_weight=bytes_per_weight)
 
 
+class _ConsoleHandler(logging.Handler):
+    """Log records through rich, which keeps them out of the progress bar's way."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelname.lower()
+        self.console.print(f"[yellow]{level}:[/] {escape(record.getMessage())}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """The console entry point."""
     console = Console(stderr=True)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
-    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_ConsoleHandler(console)])
     try:
         app(standalone_mode=True)
     except MoEPPError as error:

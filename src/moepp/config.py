@@ -102,9 +102,9 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_ffn_experts", "top_k"):
-            self._require(name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "must be an integer >= 1")
+            self._require(name, is_int(getattr(self, name)) and getattr(self, name) >= 1, "must be an integer >= 1")
         for name in ("num_constant_experts", "num_copy_experts", "num_zero_experts"):
-            self._require(name, _is_int(getattr(self, name)) and getattr(self, name) >= 0, "must be an integer >= 0")
+            self._require(name, is_int(getattr(self, name)) and getattr(self, name) >= 0, "must be an integer >= 0")
         experts = self.layout().num_experts
         if self.top_k > experts:
             raise ConfigError(
@@ -118,10 +118,10 @@ class MoEConfig:
             choices = get_args(allowed)
             self._require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}")
         self._require("gating_residual", isinstance(self.gating_residual, bool), "must be true or false")
-        self._require("input_scale", _is_number(self.input_scale), "must be a finite number")
+        self._require("input_scale", is_number(self.input_scale), "must be a finite number")
         for name in ("constant_init_std", "residual_init_std"):
             value = getattr(self, name)
-            self._require(name, _is_number(value) and value >= 0, "must be a number >= 0")
+            self._require(name, is_number(value) and value >= 0, "must be a number >= 0")
         if self.logits_std is not None and experts < 2:
             raise ConfigError(
                 f"moe.logits_std={self.logits_std!r} needs at least 2 experts to take a standard deviation over; "
@@ -153,13 +153,23 @@ class MoEConfig:
         return self.tau * layout.ffn / (self.tau * layout.ffn + layout.num_zero_computation)
 
 
-def _is_int(value: object) -> bool:
+def suggested_constant_experts(num_ffn_experts: int, *, num_zero_experts: int = 1, num_copy_experts: int = 1) -> int:
+    """The paper's rule of thumb for the number of constant experts (Eq. 10).
+
+    Table 2 follows it for 16 and 32 FFN experts (2 and 6) and uses 2, not 1, for 8.
+    """
+    return max(num_ffn_experts // 4 - num_zero_experts - num_copy_experts, 1)
+
+
+def is_int(value: object) -> bool:
+    """An integer; ``True`` is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """A finite integer or float; ``True`` is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and value > 0  # pyright: ignore[reportOperatorIssue]
+    return is_number(value) and value > 0  # pyright: ignore[reportOperatorIssue]

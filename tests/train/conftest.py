@@ -1,15 +1,8 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .tiny import Runner, one_thread, write_texts
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+from .tiny import Runner, write_texts
 
 
 @pytest.fixture(scope="package")

@@ -91,7 +91,9 @@ def test_a_layer_without_any_ffn_choice_is_off_its_share_and_nothing_else() -> N
     assert alert.startswith("layer 0: 0% of the choices are FFN experts")
 
 
-def test_a_run_raises_alerts_about_its_own_routing(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_its_warm_up_a_run_raises_alerts_about_its_own_routing(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
     def collapse(seen: dict[str, Any]) -> None:
         """Layer 1 sends every token to FFN expert 2."""
         router = seen["model"].model.layers[1].mlp.router
@@ -101,10 +103,11 @@ def test_a_run_raises_alerts_about_its_own_routing(runner: Runner, caplog: pytes
 
         router.register_forward_hook(forward)
 
-    with at_step(None, collapse, "on_train_begin"):
-        runner.train("collapsed", "training.max_steps=2", "model.capacity_factor=null")
+    with at_step(None, collapse, "on_train_begin"):  # its warm-up are steps 1 to 4
+        runner.train("collapsed", "training.max_steps=6", "model.capacity_factor=null")
+    assert min(record.getMessage() for record in caplog.records if record.name == "moepp.train") >= "step 5"
     said = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
     assert said == [
-        "step 1, layer 1: collapsed: the busiest FFN expert takes 100% of the FFN choices; "
+        "step 5, layer 1: collapsed: the busiest FFN expert takes 100% of the FFN choices; "
         "raise router_aux_loss_coef or lower the learning rate"
     ]

@@ -201,9 +201,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
         ("model.num_attention_heads=3", r"^model\.num_attention_heads=3 does not divide model\.hidden_size=32; "),
         (
             "model.num_key_value_heads=0",
-            r"^model\.num_key_value_heads=0 does not divide model\.num_attention_heads=2; ",
+            r"^model\.num_key_value_heads=0 must be an integer >= 1$",
         ),
-        ("model.hidden_size=0", r"^model\.hidden_size=0 must be at least 1$"),
+        ("model.hidden_size=0", r"^model\.hidden_size=0 must be an integer >= 1$"),
         ("model.top_k=8", r"^moe\.top_k=8 exceeds the 7 experts of this layer; lower top_k or add experts$"),
         ("model.num_ffn_experts=0", r"^moe\.num_ffn_experts=0 must be an integer >= 1$"),
         ("model.tau=0", r"^moe\.tau=0 must be a number > 0"),

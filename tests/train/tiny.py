@@ -2,8 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,6 @@ from moepp.train.callbacks import METRICS_FILE, Interrupts
 from moepp.train.run import Prepared, prepare
 
 WORDS = ["route", "token", "expert", "copy", "zero", "constant", "logit", "layer", "weight", "share", "load", "gate"]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tensors this small are faster on one thread, and much faster when the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def quiet() -> Console:

@@ -12,6 +12,7 @@ from ..config import EXPERT_TYPES
 from ..errors import ConfigError, DataError
 from ..model import Accounting, MoEPPConfig, account, preset
 from ..train.recipe import check_section, parse_override
+from .format import binary, large
 
 
 def run_info(name: str, overrides: Sequence[str], *, context: int | None, bytes_per_weight: int) -> None:
@@ -58,37 +59,23 @@ def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight
     vanilla = counts.expert_flops_per_token / counts.vanilla_expert_flops_per_token
     shape = f"{config.num_hidden_layers} × {config.hidden_size}"
     expected = f"at the balance of tau={config.tau:g}"
-    kv_cache = f"{_bytes(counts.kv_bytes_per_token * length)} at {length} tokens"
+    kv_cache = f"{binary(counts.kv_bytes_per_token * length)} at {length} tokens"
     return [
         ("layers × hidden", shape, f"experts {config.intermediate_size} wide"),
         ("experts per layer", str(layout.num_experts), experts),
-        ("parameters", _large(counts.total_parameters), f"{counts.total_parameters:,}"),
-        ("  embeddings", _large(counts.embedding_parameters), "tied" if config.tie_word_embeddings else "in and out"),
-        ("  attention", _large(counts.attention_parameters), ""),
-        ("  FFN experts", _large(counts.ffn_expert_parameters), ""),
-        ("  zero-computation experts", _large(counts.zero_computation_parameters), "v and W_c of the constants"),
-        ("  routers", _large(counts.router_parameters), "with gating residuals" if config.gating_residual else ""),
-        ("  norms", _large(counts.norm_parameters), ""),
-        ("activated per token, at most", _large(counts.activated_parameters), f"{config.top_k} experts a layer"),
-        ("activated per token, expected", _large(counts.expected_activated_parameters), expected),
-        ("FLOPs per token, forward", _large(counts.forward_flops_per_token), f"over {length} tokens of context"),
-        ("FLOPs per token, training", _large(counts.training_flops_per_token), "three forward passes"),
+        ("parameters", large(counts.total_parameters), f"{counts.total_parameters:,}"),
+        ("  embeddings", large(counts.embedding_parameters), "tied" if config.tie_word_embeddings else "in and out"),
+        ("  attention", large(counts.attention_parameters), ""),
+        ("  FFN experts", large(counts.ffn_expert_parameters), ""),
+        ("  zero-computation experts", large(counts.zero_computation_parameters), "v and W_c of the constants"),
+        ("  routers", large(counts.router_parameters), "with gating residuals" if config.gating_residual else ""),
+        ("  norms", large(counts.norm_parameters), ""),
+        ("activated per token, at most", large(counts.activated_parameters), f"{config.top_k} experts a layer"),
+        ("activated per token, expected", large(counts.expected_activated_parameters), expected),
+        ("FLOPs per token, forward", large(counts.forward_flops_per_token), f"over {length} tokens of context"),
+        ("FLOPs per token, training", large(counts.training_flops_per_token), "three forward passes"),
         ("expert FLOPs over vanilla's", f"{vanilla:.1%}", "Table 1"),
         ("bound on the speed-up", f"{counts.speedup_bound:.2f}×", "of the experts, over vanilla's"),
-        ("weights", _bytes(counts.weight_bytes), f"{bytes_per_weight} bytes each"),
-        ("KV cache per token", _bytes(counts.kv_bytes_per_token), kv_cache),
+        ("weights", binary(counts.weight_bytes), f"{bytes_per_weight} bytes each"),
+        ("KV cache per token", binary(counts.kv_bytes_per_token), kv_cache),
     ]
-
-
-def _large(value: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:g}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:g} B"

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from ..train import TrainResult, load_recipe, train
+from .format import large
 
 
 def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> None:
@@ -34,23 +34,16 @@ def exit_if_interrupted(console: Console, result: TrainResult, command: Sequence
 def data_table(result: TrainResult) -> Table:
     """What the run was trained on."""
     data = result.prepared.data
-    title = f"data, corpus hash {data.corpus_hash[:12]}"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))  # all of it in 80 columns
-    for name in ("source", "split", "weight", "documents", "bytes", "tokens", "bytes_per_token", "epochs"):
-        table.add_column(name.replace("_", " "), justify="left" if name in ("source", "split") else "right")
+    table = Table(title=f"Data, corpus hash {data.corpus_hash[:16]}", title_justify="left")
+    numbers = {"weight": "weight", "documents": "docs", "bytes": "bytes", "tokens": "tokens", "epochs": "epochs"}
+    for title in ("source", "split", *numbers.values()):
+        table.add_column(title, justify="right" if title in numbers.values() else "left")
     for row in data.rows:
-        table.add_row(
-            str(row["source"]),
-            str(row["split"]),
-            *(
-                _number(row.get(name))
-                for name in ("weight", "documents", "bytes", "tokens", "bytes_per_token", "epochs")
-            ),
-        )
+        table.add_row(str(row["source"]), str(row["split"]), *(_number(row.get(name)) for name in numbers))
     return table
 
 
 def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else "–"
+    return large(value) if isinstance(value, int) else "–"

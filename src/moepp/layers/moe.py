@@ -63,14 +63,17 @@ class MoE(nn.Module):
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
         routing = self._apply_capacity(routing, mask)
+        return self.apply_experts(tokens, routing).view_as(x), routing
 
+    def apply_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
+        """Eq. 1 with the routing given: the FFN experts' share plus the zero-computation experts'."""
         seen = tokens if self.config.input_scale == 1.0 else tokens * self.config.input_scale
         # A dropped assignment becomes an id that no expert has, so that it costs no matrix product.
         ffn_expert = routing.expert.masked_fill(~routing.kept, self.config.layout().num_experts)
-        y = self.experts(seen, ffn_expert, routing.weight.masked_fill(~routing.kept, 0.0))
+        y = self.experts(seen, ffn_expert, routing.weight)
         if self.config.layout().num_zero_computation:
             y = y + self.zero_computation(seen, routing)
-        return y.view_as(x), routing
+        return y
 
     def _apply_capacity(self, routing: Routing, mask: Tensor | None) -> Routing:
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor

@@ -1,6 +1,7 @@
 """Parameters, FLOPs and bytes of a model, from its configuration alone.
 
-A multiply-add counts 2 FLOPs; norms, softmax and rotary embeddings are left out. Training costs three forward passes.
+A multiply-add counts 2 FLOPs; biases, norms, softmax and rotary embeddings are left out. Training costs three forward
+passes.
 """
 
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
     embedding = config.vocab_size * hidden
     head = 0 if config.tie_word_embeddings else embedding
 
-    attention = 2 * hidden * head_dim * (heads + kv_heads)
-    if config.attention_bias:
-        attention += head_dim * (heads + 2 * kv_heads) + hidden
+    projections = 2 * hidden * head_dim * (heads + kv_heads)
+    biases = head_dim * (heads + 2 * kv_heads) + hidden if config.attention_bias else 0
+    attention = projections + biases
     experts = layout.num_experts
     gate = 8 * experts * (hidden + experts) if moe.gate == "tanh_mlp" else experts * hidden
     residual = experts * experts if moe.gating_residual else 0
@@ -71,7 +72,7 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
     attention_scores = 2 * 2 * heads * head_dim * (length + 1) / 2  # QK and PV over the average causal context
     expert_flops = 2.0 * layers * expected * one_ffn
     forward = (
-        2.0 * (layers * attention + router + embedding)  # the head's product is there tied or not
+        2.0 * (layers * projections + router + embedding)  # the head's product is there tied or not
         + layers * (attention_scores + 2 * layout.constant * 3 * hidden)
         + expert_flops
     )

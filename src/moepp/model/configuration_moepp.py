@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from ..config import Combine, DropPolicy, Gate, MoEConfig
+from ..config import Combine, DropPolicy, Gate, MoEConfig, is_int, is_number
 from ..errors import ConfigError
 
 MOE_FIELDS = tuple(field.name for field in dataclasses.fields(MoEConfig))
@@ -64,12 +64,11 @@ class MoEPPConfig(PreTrainedConfig):
     balance_scope: Literal["micro"] = "micro"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        self._require_counts("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+        self._require_counts("num_key_value_heads")
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"model.num_key_value_heads={self.num_key_value_heads} does not divide "
                 f"model.num_attention_heads={self.num_attention_heads}; choose a divisor"
@@ -81,18 +80,26 @@ class MoEPPConfig(PreTrainedConfig):
                     f"model.hidden_size={self.hidden_size}; choose a divisor or set model.head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
+        self._require_counts("head_dim")
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim={self.head_dim} must be even for rotary position embeddings")
         if self.hidden_act != "silu":
             raise ConfigError(
                 f"model.hidden_act={self.hidden_act!r} is not supported; MoE++ experts are SwiGLU: 'silu'"
             )
-        if self.router_aux_loss_coef < 0:
-            raise ConfigError(f"model.router_aux_loss_coef={self.router_aux_loss_coef} must be >= 0")
+        if not is_number(self.router_aux_loss_coef) or self.router_aux_loss_coef < 0:
+            raise ConfigError(f"model.router_aux_loss_coef={self.router_aux_loss_coef!r} must be a number >= 0")
         if self.balance_scope != "micro":
             raise ConfigError(f"model.balance_scope={self.balance_scope!r} is not supported; use 'micro'")
-        _ = self.moe  # raises ConfigError for everything that one layer cannot be
         super().__post_init__(**kwargs)
+        # After transformers has set the fields that came under another name, such as num_experts_per_tok.
+        _ = self.moe  # raises ConfigError for everything that one layer cannot be
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not is_int(value) or value < 1:
+                raise ConfigError(f"model.{name}={value!r} must be an integer >= 1")
 
     @property
     def moe(self) -> MoEConfig:

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..errors import ConfigError, nearest
 from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
 from ..ops import BACKENDS, expert_ffn
 from .configuration_moepp import MoEPPConfig
@@ -127,6 +128,9 @@ class MoEPPPreTrainedModel(PreTrainedModel):
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Our ``auto`` unless another is asked for; our backends' names beside transformers'."""
         requested = "auto" if requested_experts is None else requested_experts
+        names = ("eager", *EXPERTS)
+        if requested not in names:
+            raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
 
     @torch.no_grad()
@@ -252,7 +256,10 @@ class MoEPPGenerationConfig(GenerationConfig):
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GenerationConfig:
         fields = model_config if isinstance(model_config, dict) else model_config.to_dict()
-        return GenerationConfig.from_model_config({k: v for k, v in fields.items() if k != "top_k"})
+        config = GenerationConfig.from_model_config({k: v for k, v in fields.items() if k != "top_k"})
+        # Else generation_config.json would say so too, and a top_k that a user saves there would be taken for experts.
+        config._from_model_config = False
+        return config
 
 
 class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
@@ -272,6 +279,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         super().adjust_generation_fn(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.generation_config._from_model_config:
             self.generation_config.top_k = None
+            self.generation_config._from_model_config = False
 
     @can_return_tuple
     def forward(
@@ -314,7 +322,8 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             layer_balance = torch.stack([balance_loss(routing, moe, mask=mask) for routing in outputs.routing])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
-                predicted = kwargs.get("shift_labels", labels[..., 1:])
+                shifted = kwargs.get("shift_labels")
+                predicted = labels[..., 1:] if shifted is None else shifted
                 share = (predicted != -100).sum() / total
             loss = lm_loss + self.config.router_aux_loss_coef * share * layer_balance.sum().to(lm_loss.device)
         return MoEPPCausalLMOutput(

@@ -1,6 +1,17 @@
 """Training: a typed recipe, transformers' Trainer underneath, routing in the logs, checkpoints that survive a kill."""
 
+from .metrics import validation_sources
 from .recipe import Optimization, Recipe, TokenizerSpec, load_recipe
-from .run import TrainResult, train
+from .run import Prepared, TrainResult, prepare, train
 
-__all__ = ["Optimization", "Recipe", "TokenizerSpec", "TrainResult", "load_recipe", "train"]
+__all__ = [
+    "Optimization",
+    "Prepared",
+    "Recipe",
+    "TokenizerSpec",
+    "TrainResult",
+    "load_recipe",
+    "prepare",
+    "train",
+    "validation_sources",
+]

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import checkpoint
+from .metrics import validation_sources
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -115,8 +116,7 @@ def validation_line(logs: dict[str, Any]) -> str | None:
     """A validation's metrics for people; None if these are others."""
     if "eval_loss" not in logs:
         return None
-    sources = [k.removeprefix("eval_").removesuffix("_loss") for k in logs if k.endswith("_loss") and k != "eval_loss"]
-    each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in sources)
+    each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in validation_sources(logs))
     return f"validation loss {logs['eval_loss']:.4f}, bits per byte {logs['eval_bits_per_byte']:.3f}  ({each})"
 
 

@@ -1,5 +1,6 @@
 """What a training run logs about its routing, summed between two logging steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,12 @@ def routing_metrics(stats: list[RoutingStats], layout: ExpertLayout) -> dict[str
         logs[f"layer_{index}/ffn_share"] = shares[index]["ffn"]
         logs[f"layer_{index}/load_imbalance"] = imbalance[index]
     return logs
+
+
+def validation_sources(metrics: Mapping[str, float]) -> list[str]:
+    """The sources in a validation's metrics, which are ``eval_<source>_loss`` and the mixture's ``eval_loss``."""
+    losses = [key for key in metrics if key.endswith("_loss") and key != "eval_loss"]
+    return [key.removeprefix("eval_").removesuffix("_loss") for key in losses if key.startswith("eval_")]
 
 
 def _mean(values: list[float]) -> float:

@@ -54,6 +54,7 @@ class MoEPPTrainer(Trainer):
         self.add_callback(self.clock)
         self.alerts = RoutingAlerts(self.moe)
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
+        self._step_loss: float | Tensor = 0.0
         self._saving = False
 
     # Optimization
@@ -81,7 +82,9 @@ class MoEPPTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's, keeping the batches in case that their loss is not finite."""
         self._batches.append(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -102,9 +105,10 @@ class MoEPPTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's; a loss or norm that is not finite ends the run before the optimizer can spoil the weights."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        if not (math.isfinite(norm) and math.isfinite(self._tr_loss)):
+        if not (math.isfinite(norm) and math.isfinite(self._step_loss)):
             raise self._diverged(self.state.global_step + 1)
         self._batches.clear()
+        self._step_loss = 0.0
         self.window.steps += 1
         return norm
 
@@ -114,7 +118,8 @@ class MoEPPTrainer(Trainer):
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
-            self.alerts.check(self.state.global_step, self.window.stats)
+            if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
+                self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
 

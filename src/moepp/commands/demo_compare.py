@@ -1,0 +1,175 @@
+"""The numbers behind the demo's tables; every one is measured or computed here, in the run."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..analyze import collect_stats
+from ..bench import LayerWork, Timing, capture_work, interleave, machine, run_experts, synthetic_work
+from ..config import EXPERT_TYPES, ExpertType
+from ..layers import RoutingStats
+from ..model import account
+from ..train import Recipe, TrainResult
+
+BENCH_TOKENS = 2048
+BENCH_ROUNDS = 20
+PROMPT = "def main(args):\n"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The experts alone, forward, all layers, at one kind of routing."""
+
+    tokens_per_second: float
+    spread: float
+    """Distance between quartiles over the median."""
+    ffn_per_token: float
+    """FFN experts per token in what was timed."""
+    speedup: float
+    """Over the vanilla twin at the same kind of routing, in the same run."""
+    bound: float
+    """The twin's FFN experts per token over ours: what the speed-up could be if nothing else cost anything."""
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model of the demo."""
+
+    parameters: int
+    activated_parameters: int
+    expected_activated_parameters: float
+    validation: dict[str, float]
+    training_tokens_per_second: float
+    throughput: dict[str, Throughput]
+    """By routing: ``synthetic``, at exactly tau's share, and ``learned``."""
+    ffn_share_target: float
+    ffn_share: list[float]
+    """By layer, on held-out text."""
+    ffn_per_token: list[float]
+    expert_load: list[list[float]]
+    """By layer, each expert's share of the choices."""
+    expert_types: list[ExpertType]
+    sample: str
+    log: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models, MoE++ first, and how they came about."""
+
+    models: dict[str, ModelResult]
+    facts: dict[str, str]
+    tau: float
+    beta: float
+    top_k: int
+
+
+def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe: Recipe) -> Comparison:
+    """Looks at both trained models on the same held-out text."""
+    prepared = results["MoE++"].prepared
+    batches = _validation_batches(results["MoE++"])
+    throughput = _throughput(results, torch.cat(batches)[: BENCH_TOKENS // recipe.data.sequence_length])
+    models = {}
+    for name, result in results.items():
+        config = result.model.config
+        layout = config.moe.layout()
+        counts = account(config)
+        stats = collect_stats(result.model, ({"input_ids": batch} for batch in batches))
+        log = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        speeds = [entry["tokens_per_second"] for entry in log if entry.get("tokens_per_second")]
+        models[name] = ModelResult(
+            parameters=counts.total_parameters,
+            activated_parameters=counts.activated_parameters,
+            expected_activated_parameters=counts.expected_activated_parameters,
+            validation=result.metrics,
+            training_tokens_per_second=statistics.median(speeds),
+            throughput=throughput[name],
+            ffn_share_target=config.moe.ffn_share(),
+            ffn_share=[layer.shares(layout)["ffn"] for layer in stats],
+            ffn_per_token=[layer.ffn_per_token(layout) for layer in stats],
+            expert_load=[_load(layer) for layer in stats],
+            expert_types=[kind for kind in EXPERT_TYPES for _ in layout.indices(kind)],
+            sample=_continue(result, PROMPT),
+            log=log,
+        )
+    config = results["MoE++"].model.config
+    tokens = max(entry["step"] for entry in models["MoE++"].log) * _tokens_per_step(recipe)
+    facts = {
+        "seed": f"{recipe.seed}, one run of each model",
+        "training": f"{tokens:,} tokens in {recipe.training['max_steps']} steps, the same for both",
+        "corpus": f"the standard library of Python {machine()['python']}, hash {prepared.data.corpus_hash[:16]}"
+        if all(source.python_library for source in recipe.data.sources)
+        else f"{', '.join(prepared.data.validation)}, hash {prepared.data.corpus_hash[:16]}",
+        "expert throughput": f"forward, {BENCH_TOKENS} tokens, all layers, float32, median of {BENCH_ROUNDS} "
+        "interleaved rounds",
+        "machine": f"{machine()['processor']}, {machine()['cores']} threads"
+        + (f", {g}" if (g := machine()["gpu"]) else ""),
+        "versions": f"moepp {version('moepp')}, torch {torch.__version__}, transformers {version('transformers')}",
+    }
+    return Comparison(models, facts, config.tau, config.router_aux_loss_coef, config.top_k)
+
+
+def _tokens_per_step(recipe: Recipe) -> int:
+    steps = recipe.training
+    samples = steps.get("per_device_train_batch_size", 8) * steps.get("gradient_accumulation_steps", 1)
+    return samples * recipe.data.sequence_length
+
+
+def _validation_batches(result: TrainResult, blocks: int = 8) -> list[torch.Tensor]:
+    """A few blocks of each source, in batches, the sources in turn."""
+    device = result.model.device
+    batches = []
+    for data in result.prepared.data.validation.values():
+        count = min(blocks, len(data))
+        batches.append(
+            torch.stack([data[index * len(data) // count]["input_ids"] for index in range(count)]).to(device)
+        )
+    return batches
+
+
+def _throughput(results: Mapping[str, TrainResult], input_ids: torch.Tensor) -> dict[str, dict[str, Throughput]]:
+    work: dict[tuple[str, str], list[LayerWork]] = {}
+    for name, result in results.items():
+        learned = capture_work(result.model, input_ids=input_ids, use_cache=False)
+        work[name, "learned"] = learned
+        work[name, "synthetic"] = synthetic_work(learned)
+    keys = {f"{name} {routing}": (name, routing) for name, routing in work}
+    timings = interleave(
+        {key: lambda w=work[names]: run_experts(w) for key, names in keys.items()}, rounds=BENCH_ROUNDS
+    )
+    found: dict[str, dict[str, Throughput]] = {name: {} for name in results}
+    for key, (name, routing) in keys.items():
+        twin = timings[f"vanilla {routing}"]
+        found[name][routing] = _one(
+            timings[key], twin, work[name, routing], work["vanilla", routing], input_ids.numel()
+        )
+    return found
+
+
+def _one(timing: Timing, twin: Timing, work: list[LayerWork], twins: list[LayerWork], tokens: int) -> Throughput:
+    ours = statistics.mean(item.ffn_per_token for item in work)
+    return Throughput(
+        tokens_per_second=tokens / timing.median,
+        spread=timing.iqr / timing.median,
+        ffn_per_token=ours,
+        speedup=twin.median / timing.median,
+        bound=statistics.mean(item.ffn_per_token for item in twins) / ours,
+    )
+
+
+def _load(stats: RoutingStats) -> list[float]:
+    return (stats.assigned / stats.assigned.sum()).tolist()
+
+
+def _continue(result: TrainResult, prompt: str) -> str:
+    tokenizer, model = result.prepared.tokenizer, result.model.eval()
+    torch.manual_seed(0)
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    out: Any = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.7)  # pyright: ignore[reportAttributeAccessIssue]
+    return str(tokenizer.decode(out[0], skip_special_tokens=True))

@@ -1,0 +1,75 @@
+"""The README's snippets, run as they stand, and its commands, parsed by the real command line."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moepp.data import train_tokenizer
+from moepp.model import MoEPPForCausalLM, preset
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_there_are_two_python_snippets_of_about_ten_lines() -> None:
+    snippets = blocks("python")
+    assert len(snippets) == 2
+    assert all(len([line for line in snippet.splitlines() if line.strip()]) <= 11 for snippet in snippets)
+
+
+def test_layer_snippet_runs_on_the_layer_alone() -> None:
+    code = blocks("python")[0] + "\nimport sys; assert 'transformers' not in sys.modules"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'ffn'" in done.stdout
+
+
+def test_hugging_face_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an untrained model in the place where the demo leaves its own."""
+    torch.manual_seed(0)
+    folder = tmp_path / "runs" / "demo" / "moepp"
+    tokenizer = train_tokenizer(["def main(args):\n    return 0\n"] * 20, 300)
+    tokenizer.save_pretrained(folder)
+    MoEPPForCausalLM(preset("debug", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)).save_pretrained(
+        folder
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(blocks("python")[1], {})
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines() if line])
+def test_commands_exist(line: str) -> None:
+    program, command, *arguments = shlex.split(line, comments=True)
+    if program == "make":
+        assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return
+    from moepp.train import load_recipe
+
+    assert program == "moepp"
+    if command == "train":
+        recipe, *overrides = [a for a in arguments if not a.startswith("--")]
+        assert load_recipe(ROOT / recipe, overrides).output_dir == "runs/mine"
+    else:
+        assert command == "info"
+        preset(arguments[0])
+
+
+def test_presets_named_in_the_text_exist() -> None:
+    names = re.findall(r'preset\("([^"]+)"', README)
+    assert names
+    for name in names:
+        preset(name)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
