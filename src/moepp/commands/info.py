@@ -1,15 +1,17 @@
 """``moepp info``."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from ..config import EXPERT_TYPES
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError
 from ..model import Accounting, MoEPPConfig, account, preset
+from ..train.recipe import check_section, parse_override
 from .format import binary, large
 
 
@@ -31,21 +33,24 @@ def run_info(name: str, overrides: Sequence[str], *, context: int | None, bytes_
 
 
 def _configuration(name: str, overrides: Sequence[str]) -> MoEPPConfig:
-    fields = {}
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if not value:
-            raise ConfigError(f"override {item!r} is not of the form key=value, such as tau=0.5")
-        key = key.removeprefix("model.")
-        if key not in MoEPPConfig.__annotations__:
-            raise ConfigError(f"{key} is not a field of the model; {nearest(key, MoEPPConfig.__annotations__)}")
-        fields[key] = yaml.safe_load(value)
-    if not Path(name, "config.json").is_file():
-        return preset(name, **fields)
-    config = MoEPPConfig.from_pretrained(name)
-    if config.model_type != MoEPPConfig.model_type:
-        raise DataError(f"{name} holds a {config.model_type!r} model, not a moepp one")
-    return MoEPPConfig.from_dict(config.to_dict() | fields)
+    changes = (parse_override(item, "tau=0.5") for item in overrides)
+    fields = {key.removeprefix("model."): value for key, value in changes}
+    check_section("model", fields, MoEPPConfig.__annotations__)
+    file = Path(name, "config.json")
+    return MoEPPConfig.from_dict(_saved(file) | fields) if file.is_file() else preset(name, **fields)
+
+
+def _saved(file: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}; save the model again") from error
+    kind = saved.get("model_type") if isinstance(saved, dict) else None
+    if kind != MoEPPConfig.model_type:
+        raise DataError(f"{file} is of a model of type {kind!r}; give a folder with a moepp model")
+    ours = {key: value for key, value in saved.items() if key in MoEPPConfig.__annotations__}
+    check_section(str(file), ours, MoEPPConfig.__annotations__)
+    return saved
 
 
 def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight: int) -> list[tuple[str, str, str]]:

@@ -20,13 +20,14 @@ def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> No
     result = train(loaded, resume=resume, console=console)
     exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
     console.print(data_table(result))
-    console.print(f"saved to {loaded.output_dir}", highlight=False)
+    console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def exit_if_interrupted(console: Console, result: TrainResult, command: Sequence[str]) -> None:
     """Ends the process the way shells expect after a signal (128 + its number)."""
     if result.signal is not None:
-        console.print(f"{signal.Signals(result.signal).name}: saved; to go on: {shlex.join(command)}", soft_wrap=True)
+        line = f"{signal.Signals(result.signal).name}: saved; to go on: {shlex.join(command)}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
         sys.exit(128 + result.signal)
 
 

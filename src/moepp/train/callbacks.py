@@ -3,6 +3,8 @@
 import json
 import math
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from . import checkpoint
 from .metrics import validation_sources
 
 METRICS_FILE = "metrics.jsonl"
@@ -21,22 +24,35 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsFile(TrainerCallback):
     """One JSON object a logging step, in ``metrics.jsonl``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / METRICS_FILE
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Forgets what a killed run logged after the checkpoint that this one resumes from."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with checkpoint.writing(self.run, METRICS_FILE), checkpoint.moved_into(self.run) as aside:
+            (aside / METRICS_FILE).write_text("".join(kept), encoding="utf-8")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         # JSON has no NaN: a number that is missing is null.
         entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with checkpoint.writing(self.run, METRICS_FILE), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **entry}) + "\n")
+
+
+@contextmanager
+def tensorboard_says_it_once() -> Iterator[None]:
+    """TensorBoard's writer hands a failed write to the next call, and prints a traceback from its thread beside it."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class ProgressBar(TrainerCallback):
@@ -50,7 +66,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -71,9 +87,8 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         line = training_line(logs) or validation_line(logs)
         if line:
-            self.console.print(
-                f"{self.label} {state.global_step:>5}/{state.max_steps}  {line}", highlight=False, soft_wrap=True
-            )
+            text = f"{self.label} {state.global_step:>5}/{state.max_steps}  {line}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close()
@@ -103,6 +118,24 @@ def validation_line(logs: dict[str, Any]) -> str | None:
         return None
     each = "  ".join(f"{s} {logs[f'eval_{s}_bits_per_byte']:.3f}" for s in validation_sources(logs))
     return f"validation loss {logs['eval_loss']:.4f}, bits per byte {logs['eval_bits_per_byte']:.3f}  ({each})"
+
+
+class StepClock(TrainerCallback):
+    """Seconds spent in training steps, the optimizer's part among them: not in evaluation, not in saving."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class ValidateLastStep(TrainerCallback):

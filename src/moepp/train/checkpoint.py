@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,42 @@ def clear_staging(run: Path) -> None:
     shutil.rmtree(staging(run), ignore_errors=True)
 
 
+@contextmanager
+def moved_into(run: Path) -> Iterator[Path]:
+    """A folder to write files in, which replace those of the run when the block ends, each in one rename."""
+    aside = staging(run) / "files"
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in aside.iterdir():
+            path.replace(run / path.name)
+    finally:
+        clear_staging(run)
+
+
+@contextmanager
+def writing(run: Path, what: str) -> Iterator[None]:
+    """Leaves nothing half-written under :func:`staging` when a write fails.
+
+    Raises:
+        DataError: names what could not be written, why, and from where the run can go on.
+    """
+    try:
+        yield
+    except Exception as error:  # for a full disk torch, safetensors and tokenizers each raise something of their own
+        clear_staging(run)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}"
+        ) from error
+
+
+def way_on(run: Path) -> str:
+    """The end of a message about a run that stopped."""
+    saved = checkpoints(run)
+    return f"--resume goes on from {saved[-1]}" if saved else "no checkpoint had been written"
+
+
 def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
     """Seals a checkpoint that was written under :func:`staging` and moves it to its place in one rename.
 
@@ -43,6 +81,7 @@ def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
     manifest = written / _MANIFEST
     manifest.write_text(json.dumps({"identity": dict(identity), "files": files}, indent=1), encoding="utf-8")
     _sync(manifest)
+    _sync(written)
     target = run / written.name
     if target.exists():  # an earlier, damaged one of the same step; out of the way in one rename, too
         target.rename(staging(run) / f"replaced-{written.name}")
@@ -64,8 +103,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def rotate(run: Path, keep: int | None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints; None keeps all."""
-    for old in checkpoints(run)[: -keep if keep else 0]:
+    """Deletes all but the newest ``keep`` checkpoints; None and 0 keep all."""
+    for old in checkpoints(run)[:-keep] if keep and keep > 0 else []:
         # Renamed first: a kill while deleting must not leave a checkpoint with files missing.
         staging(run).mkdir(exist_ok=True)
         shutil.rmtree(old.rename(staging(run) / f"old-{old.name}"))
@@ -81,7 +120,8 @@ def verify(checkpoint: Path) -> None:
     reason = _damage(checkpoint)
     if reason is None:
         return
-    whole = [c for c in checkpoints(checkpoint.parent) if step_of(c) < step_of(checkpoint) and _damage(c) is None]
+    earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
+    whole = [other for other in earlier if _damage(other) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
     raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
 

@@ -12,16 +12,15 @@ from . import checkpoint
 
 
 class TrainingDiverged(MoEPPError):
-    """A loss or gradient is not finite; training stopped before the weights were touched."""
+    """A loss, gradient or weight is not finite; training stopped before it reached a checkpoint."""
 
 
 def diagnose(model: nn.Module, batches: list[dict[str, Tensor]], step: int, run: Path) -> TrainingDiverged:
     """Runs the step's batches again to find the first place that is not finite."""
-    where = _bad_parameter(model) or _bad_activation(model, batches) or _bad_gradient(model, batches)
-    saved = checkpoint.checkpoints(run)
-    last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
+    where = bad_weights(model) or _bad_activation(model, batches) or _bad_gradient(model, batches)
     return TrainingDiverged(
-        f"the loss or its gradient is not finite at step {step}; it began in {where or 'the loss'}; {last}; "
+        f"training diverged at step {step}: what is not finite begins in {where or 'the loss'}; "
+        f"{checkpoint.way_on(run)}; "
         "lower optimization.learning_rate or max_grad_norm, or look at the data of this step"
     )
 
@@ -36,7 +35,8 @@ def _finite(value: Any) -> bool:
     return True
 
 
-def _bad_parameter(model: nn.Module) -> str | None:
+def bad_weights(model: nn.Module) -> str | None:
+    """The first weights that are not finite, in words; None if all are."""
     return next((f"the weights of {name}" for name, p in model.named_parameters() if not _finite(p)), None)
 
 

@@ -20,8 +20,6 @@ class Window:
     """(layers,), likewise."""
     stats: list[RoutingStats] = field(default_factory=list)
     """One per layer."""
-    seconds: float = 0.0
-    """Spent in training steps: not in evaluation, not in saving."""
     steps: int = 0
 
     def add(self, lm_loss: Tensor, layer_balance_loss: Tensor, share: float, stats: list[RoutingStats]) -> None:
@@ -31,14 +29,14 @@ class Window:
         counts = [layer.detach() for layer in stats]
         self.stats = [a + b for a, b in zip(self.stats, counts, strict=True)] if self.stats else counts
 
-    def metrics(self, layout: ExpertLayout) -> dict[str, float]:
-        """The numbers to log, per step or over all tokens of the window."""
+    def metrics(self, layout: ExpertLayout, seconds: float) -> dict[str, float]:
+        """The numbers to log, per step or over all tokens of the window, whose steps took so many seconds."""
         steps = max(self.steps, 1)
         balance = torch.as_tensor(self.balance_loss) / steps
         logs = {
             "lm_loss": float(self.lm_loss) / steps,
             "balance_loss": float(balance.sum()),
-            "tokens_per_second": float(self.stats[0].tokens) / self.seconds if self.seconds else float("nan"),
+            "tokens_per_second": float(self.stats[0].tokens) / seconds if seconds else float("nan"),
         }
         logs |= routing_metrics(self.stats, layout)
         logs |= {f"layer_{i}/balance_loss": float(value) for i, value in enumerate(balance)}

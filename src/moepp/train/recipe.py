@@ -5,6 +5,7 @@ Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or bo
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -40,6 +41,19 @@ class Optimization:
     beta2: float = 0.95
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    """0 does not clip."""
+
+    def __post_init__(self) -> None:
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if field_.name in ("learning_rate", "epsilon"):
+                ok, rule = value > 0, "a number > 0"
+            elif field_.name in ("beta1", "beta2"):
+                ok, rule = 0 <= value < 1, "in [0, 1)"
+            else:
+                ok, rule = value >= 0, "a number >= 0"
+            if not (ok and math.isfinite(value)):
+                raise ConfigError(f"optimization.{field_.name}={value!r} must be {rule}")
 
 
 @dataclass
@@ -55,25 +69,29 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check_model()
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed} is outside [0, 2**32); choose another")
+        check_section("model", self.model, MoEPPConfig.__annotations__ | {"preset": str, "vanilla": bool})
         self._check_training()
-
-    def _check_model(self) -> None:
-        _check_section("model", self.model, MoEPPConfig.__annotations__ | {"preset": str, "vanilla": bool})
 
     def _check_training(self) -> None:
         from transformers import TrainingArguments
 
         hints = typing.get_type_hints(TrainingArguments)
         valid = {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
-        for name in self.training:
+        for name, value in self.training.items():
             if name in _SET_ELSEWHERE:
                 raise ConfigError(f"training.{name} is not set here; set {_SET_ELSEWHERE[name]}")
-        _check_section("training", self.training, valid)
-        for name, least in (("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1)):
-            value = self.training.get(name, least)
-            if value < least:
-                raise ConfigError(f"training.{name}={value} must be at least {least}")
+            if name.endswith("_strategy") and value is False:
+                self.training[name] = "no"  # which YAML reads as false
+        check_section("training", self.training, valid)
+        for name in _AT_LEAST_ONE:
+            if self.training.get(name, 1) < 1:
+                raise ConfigError(f"training.{name}={self.training[name]} must be at least 1")
+        for name in _POSITIVE:
+            value = self.training.get(name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"training.{name}={value} must be positive; below 1 it is a share of max_steps")
         if "max_steps" not in self.training:
             raise ConfigError("training.max_steps is missing; say how many optimizer steps to train")
 
@@ -90,6 +108,13 @@ class Recipe:
         return config.vanilla() if vanilla else config
 
 
+_AT_LEAST_ONE = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+_POSITIVE = ("logging_steps", "eval_steps", "save_steps")
 _SET_ELSEWHERE = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -104,7 +129,15 @@ _SET_ELSEWHERE = {
     "lr_scheduler_type": "optimization: the schedule is warm-up and cosine",
     "num_train_epochs": "training.max_steps",
     "resume_from_checkpoint": "--resume on the command line",
+    "auto_find_batch_size": "training.per_device_train_batch_size",
     "dataloader_pin_memory": "nothing: memory is pinned where there is a GPU",
+    "disable_tqdm": "nothing: the progress bar is there on a terminal",
+    "ignore_data_skip": "nothing: a resumed run goes on at its exact sample",
+    "load_best_model_at_end": "nothing: a run ends with the weights of its last step",
+    "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
+    "prediction_loss_only": "nothing: validation computes losses",
+    "remove_unused_columns": "nothing: a sample has the columns that the model reads",
+    "save_only_model": "nothing: a checkpoint has all that a resume needs",
     "report_to": "nothing: runs log to the console, metrics.jsonl and TensorBoard",
 }
 
@@ -116,31 +149,53 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
         ConfigError: the file cannot be read, a key does not exist (the message names the nearest), or a value has the
             wrong type.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if not Path(path).is_file():
         raise ConfigError(f"recipe {str(path)!r} does not exist; check the path")
-    for item in overrides:
-        if "=" not in item or item.startswith("="):
-            raise ConfigError(f"override {item!r} is not of the form section.key=value, such as model.tau=0.5")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} is not YAML: {_one_line(error)}") from error
+    if not isinstance(merged, DictConfig):
+        raise ConfigError(f"recipe {str(path)!r} must hold keys and values, not a list")
+    changes = [parse_override(item, "model.tau=0.5") for item in overrides]
+    try:
+        for key, value in changes:
+            OmegaConf.update(merged, key, value)
         _check_keys(OmegaConf.to_container(merged), Recipe, "")
-        typed = OmegaConf.merge(_schema(), merged)
+        typed = OmegaConf.merge(OmegaConf.structured(Recipe), merged)
         missing = OmegaConf.missing_keys(typed)
         if missing:
             raise ConfigError(f"{min(missing)} is missing in {path}; every recipe needs it")
         return typing.cast(Recipe, OmegaConf.to_object(typed))
-    except YAMLError as error:
-        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ConfigError):  # raised by a dataclass while omegaconf was building it
             raise cause from error
         where = getattr(error, "full_key", None) or "recipe"
         raise ConfigError(f"{where}: {str(error.msg if hasattr(error, 'msg') else error).splitlines()[0]}") from error
+
+
+def parse_override(item: str, example: str) -> tuple[str, Any]:
+    """``key=value`` as a key and a value, which is YAML, except that ``1e-3`` is a number.
+
+    Raises:
+        ConfigError: it has another form; the message gives ``example``.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    key, equals, value = item.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"override {item!r} is not of the form key=value, such as {example}")
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    except YAMLError as error:
+        raise ConfigError(f"override {item!r} is not YAML: {_one_line(error)}") from error
+    return key, parsed["value"]
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -150,16 +205,14 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False), encoding="utf-8")
 
 
-def _schema() -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.structured(Recipe)
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_keys(node: Any, schema: Any, where: str) -> None:
     """Raises for the first key that the dataclass ``schema`` does not have, naming the nearest."""
     if not isinstance(node, dict):
-        raise ConfigError(f"{where or 'the recipe'} must hold keys and values, not {node!r}")
+        raise ConfigError(f"{where.rstrip('.')} must hold keys and values, not {node!r}")
     hints = typing.get_type_hints(schema)
     valid = [f.name for f in dataclasses.fields(schema)]
     for key, value in node.items():
@@ -176,14 +229,24 @@ def _check_keys(node: Any, schema: Any, where: str) -> None:
                 _check_keys(item, typing.get_args(inner)[0], f"{full}[{index}].")
 
 
-def _check_section(section: str, values: dict[str, Any], valid: dict[str, Any]) -> None:
-    """Checks the free-form sections, whose fields belong to another library's class."""
+def check_section(section: str, values: dict[str, Any], valid: dict[str, Any]) -> None:
+    """Checks the fields of another library's class: their names, and their types as far as YAML can tell.
+
+    Raises:
+        ConfigError: names the first field that does not exist, and the nearest, or that has the wrong type.
+    """
     for name, value in values.items():
         if name not in valid:
-            raise ConfigError(f"{section}.{name} is not a recipe key; {nearest(name, valid)}")
+            raise ConfigError(f"{section}.{name} is not a field; {nearest(name, valid)}")
         if not _fits(value, valid[name]):
-            expected = getattr(valid[name], "__name__", None) or str(valid[name]).replace("typing.", "")
-            raise ConfigError(f"{section}.{name}={value!r} must be of type {expected}")
+            raise ConfigError(f"{section}.{name}={value!r} must be {_described(valid[name])}")
+
+
+def _described(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return f"of type {name}"
 
 
 def _fits(value: Any, annotation: Any) -> bool:

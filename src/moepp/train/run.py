@@ -12,6 +12,7 @@ from rich.console import Console
 from ..data import (
     Corpus,
     Data,
+    TrainingData,
     build_data,
     check_vocabulary,
     load_corpus,
@@ -23,11 +24,18 @@ from ..data import (
 from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from . import checkpoint
-from .callbacks import METRICS_FILE, Interrupts, MetricsFile, ProgressBar, ValidateLastStep
+from .callbacks import (
+    METRICS_FILE,
+    Interrupts,
+    MetricsFile,
+    ProgressBar,
+    ValidateLastStep,
+    tensorboard_says_it_once,
+)
 from .recipe import Recipe, save_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 logger = logging.getLogger("moepp.train")
 RECIPE_FILE = "recipe.yaml"
@@ -59,6 +67,9 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
 
     Args:
         saved_tokenizer: a folder with the tokenizer that this run trained before it was interrupted.
+
+    Raises:
+        ConfigError, DataError: the data cannot be used, or is less than one step takes.
     """
     recipe.model_config()  # what cannot work is refused before the slow part
     with console.status("reading the corpus"):
@@ -71,14 +82,20 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
             tokenizer = load_tokenizer(str(path))
     if (vocab_size := recipe.model.get("vocab_size")) is not None:
         check_vocabulary(tokenizer, vocab_size)
+    samples = _samples_per_step(recipe)
     with console.status("tokenising") as status:
         data = build_data(
             recipe.data,
             tokenizer,
             seed=recipe.seed,
-            num_samples=recipe.training["max_steps"] * _samples_per_step(recipe),
+            num_samples=recipe.training["max_steps"] * samples,
             corpus=corpus,
             progress=lambda what, done, total: status.update(f"tokenising {what}: {done}/{total or '?'} documents"),
+        )
+    if isinstance(data.train, TrainingData) and (blocks := sum(map(len, data.train.blocks))) < samples:
+        raise DataError(
+            f"data: {blocks} samples of data.sequence_length={recipe.data.sequence_length} are less than the {samples} "
+            "of one step; add text, or lower training.per_device_train_batch_size or data.sequence_length"
         )
     return Prepared(corpus, tokenizer, data)
 
@@ -107,22 +124,22 @@ def train(
     start = _find_checkpoint(run, resume)
     if start is None:
         _require_unused(run)
-    prepared = prepared or prepare(recipe, console, saved_tokenizer=None if start is None else run)
+    prepared = prepared or prepare(recipe, console, saved_tokenizer=start)
     config = _model_config(recipe, prepared.tokenizer)
+    arguments = _arguments(recipe, bool(prepared.data.validation))
     identity = _identity(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
     try:
-        return _run(recipe, config, identity, prepared, start, console, label)
-    except OSError as error:
-        raise DataError(
-            f"output_dir={recipe.output_dir!r} cannot be written: {error}; make room or choose another"
-        ) from error
+        return _run(recipe, config, arguments, identity, prepared, start, console, label)
+    except OSError as error:  # of what transformers writes by itself, or of data that is read while training
+        raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
 
 
 def _run(
     recipe: Recipe,
     config: MoEPPConfig,
+    arguments: "TrainingArguments",
     identity: Mapping[str, Any],
     prepared: Prepared,
     start: Path | None,
@@ -135,21 +152,21 @@ def _run(
     from .trainer import MoEPPTrainer
 
     run = Path(recipe.output_dir)
-    run.mkdir(parents=True, exist_ok=True)
     checkpoint.clear_staging(run)
-    save_recipe(recipe, run / RECIPE_FILE)
-    prepared.tokenizer.save_pretrained(run)
+    with checkpoint.writing(run, f"{RECIPE_FILE} and the tokenizer"), checkpoint.moved_into(run) as aside:
+        save_recipe(recipe, aside / RECIPE_FILE)
+        prepared.tokenizer.save_pretrained(aside)
     transformers_logging.disable_progress_bar()
 
     set_seed(recipe.seed)
     model = MoEPPForCausalLM(config)
     interrupts, bar = Interrupts(), ProgressBar(console, label)
-    callbacks = [interrupts, MetricsFile(run / METRICS_FILE), bar, *_tensorboard(run)]
+    callbacks = [interrupts, MetricsFile(run), bar, *_tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
     trainer = MoEPPTrainer(
         model=model,
-        args=_arguments(recipe, bool(prepared.data.validation)),
+        args=arguments,
         train_dataset=prepared.data.train,
         validation=prepared.data.validation,
         weights={source.name: source.weight for source in prepared.corpus.sources},
@@ -161,13 +178,15 @@ def _run(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        with interrupts.installed():
+        with interrupts.installed(), tensorboard_says_it_once():
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
         bar.close()
     if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
         return TrainResult(model, prepared, {}, interrupts.received)
-    model.save_pretrained(run)
+    trainer.require_finite_weights()
+    with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
+        model.save_pretrained(aside)
     return TrainResult(model, prepared, trainer.last_validation(), None)
 
 
@@ -209,7 +228,8 @@ def _find_checkpoint(run: Path, resume: bool | Path) -> Path | None:
     if resume is True:
         found = checkpoint.checkpoints(run)
         if not found:
-            raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; start without --resume")
+            remedy = "remove it and start" if run.exists() else "start"
+            raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; {remedy} without --resume")
         resume = found[-1]
     if not resume.is_dir():
         raise DataError(f"checkpoint {resume} does not exist; check the path")
@@ -224,10 +244,16 @@ def _require_unused(run: Path) -> None:
         )
 
 
-def _arguments(recipe: Recipe, validates: bool) -> Any:
+def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     o = recipe.optimization
+    for name in ("eval_strategy", "eval_on_start"):
+        if not validates and recipe.training.get(name, "no") not in (False, "no"):
+            raise ConfigError(
+                f"training.{name}={recipe.training[name]} has no text to validate on; "
+                "raise data.validation_fraction or name a validation_split"
+            )
     defaults = {
         "logging_steps": 10,
         "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",

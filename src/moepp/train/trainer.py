@@ -1,7 +1,6 @@
 """transformers' Trainer with the paper's optimizer and schedule, routing in its logs and checkpoints written whole."""
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +13,12 @@ from transformers import Trainer
 
 from ..config import MoEConfig
 from ..data import TrainingData, ValidationData
-from ..errors import DataError
 from ..layers import RoutingStats
 from ..model import MoEPPForCausalLM
 from . import checkpoint
 from .alerts import RoutingAlerts
-from .diverged import diagnose
+from .callbacks import StepClock
+from .diverged import TrainingDiverged, bad_weights, diagnose
 from .metrics import Window
 from .recipe import Optimization
 
@@ -51,8 +50,11 @@ class MoEPPTrainer(Trainer):
         self.run = Path(str(self.args.output_dir))
         self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
         self.window = Window()
+        self.clock = StepClock()
+        self.add_callback(self.clock)
         self.alerts = RoutingAlerts(self.moe)
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
+        self._step_loss: float | Tensor = 0.0
         self._saving = False
 
     # Optimization
@@ -78,11 +80,10 @@ class MoEPPTrainer(Trainer):
     # One step
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Trainer's, timed."""
-        start = time.perf_counter()
+        """Trainer's, keeping the batches in case that their loss is not finite."""
         self._batches.append(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.window.seconds += time.perf_counter() - start
+        self._step_loss = self._step_loss + loss
         return loss
 
     def compute_loss(
@@ -102,11 +103,12 @@ class MoEPPTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer's; a norm that is not finite ends the run before the optimizer can spoil the weights."""
+        """Trainer's; a loss or norm that is not finite ends the run before the optimizer can spoil the weights."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):
-            raise diagnose(cast(nn.Module, self.model), self._batches, self.state.global_step + 1, self.run)
+        if not (math.isfinite(norm) and math.isfinite(self._step_loss)):
+            raise self._diverged(self.state.global_step + 1)
         self._batches.clear()
+        self._step_loss = 0.0
         self.window.steps += 1
         return norm
 
@@ -115,7 +117,7 @@ class MoEPPTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
-            logs |= self.window.metrics(self.moe.layout())
+            logs |= self.window.metrics(self.moe.layout(), self.clock.take())
             if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
                 self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
@@ -165,22 +167,38 @@ class MoEPPTrainer(Trainer):
         return str(checkpoint.staging(self.run) if self._saving else self.run)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = self.run
+        name = f"checkpoint-{self.state.global_step}"
+        self.require_finite_weights()
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            written = checkpoint.staging(run) / f"checkpoint-{self.state.global_step}"
-            checkpoint.publish(written, run, self.identity)
-        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise the latter for a failed write
-            checkpoint.clear_staging(run)
-            raise DataError(
-                f"checkpoint of step {self.state.global_step} could not be written to {run}: {error}; "
-                f"make room and resume with --resume; whole checkpoints: "
-                f"{', '.join(c.name for c in checkpoint.checkpoints(run)) or 'none'}"
-            ) from error
+            with checkpoint.writing(self.run, name):
+                super()._save_checkpoint(model, trial)
+                checkpoint.publish(checkpoint.staging(self.run) / name, self.run, self.identity)
         finally:
             self._saving = False
-        checkpoint.rotate(run, self.args.save_total_limit)
+        checkpoint.rotate(self.run, self.args.save_total_limit)
+
+    def require_finite_weights(self) -> None:
+        """Raises :class:`TrainingDiverged` for weights that the last update overflowed: they are not worth saving."""
+        if bad_weights(cast(nn.Module, self.model)):
+            raise self._diverged(self.state.global_step)
+
+    def _diverged(self, step: int) -> TrainingDiverged:
+        return diagnose(cast(nn.Module, self.model), self._batches, step, self.run)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's; rates, betas and decay stay the recipe's, which may ask for others than before."""
+        optimizer, scheduler = cast(torch.optim.Optimizer, self.optimizer), cast(LambdaLR, self.lr_scheduler)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler.base_lrs = [group["initial_lr"] for group in settings]
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler._last_lr = rates  # what is logged
+        for group, setting, rate in zip(optimizer.param_groups, settings, rates, strict=True):
+            group.update(setting, lr=rate)
 
 
 def learning_rate(o: Optimization, step: int, total: int) -> float:
