@@ -138,7 +138,7 @@ def test_a_finished_run_leaves_these_files_and_no_other(plain: Path) -> None:
     assert {path.name for path in plain.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json"),
-        *("recipe.yaml", METRICS_FILE, "tensorboard"),
+        *("recipe.yaml", "data.json", METRICS_FILE, "tensorboard"),
         *("checkpoint-4", "checkpoint-8", "checkpoint-12"),
     }
 

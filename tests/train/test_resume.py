@@ -4,12 +4,15 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from moepp.data import StreamingData
 
 from .tiny import Crash, Runner, assert_same_run, at_step, crash, logged
 
@@ -128,14 +131,25 @@ def test_every_state_is_restored(runner: Runner) -> None:
     assert before == after
 
 
-def test_a_streaming_source_goes_on_at_its_sample(runner: Runner) -> None:
-    texts = runner.texts
-    source = f"{{name: prose, dataset: json, data_files: ['{texts}/prose.jsonl'], streaming: true}}"
-    overrides = (f"data.sources=[{source}]", "training.save_steps=3", "training.max_steps=6")
+def test_a_stream_goes_on_where_it_was(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without reading it from its beginning: what is read is less than the samples before the checkpoint hold."""
+    source = f"{{name: prose, dataset: json, data_files: ['{runner.texts}/prose.jsonl'], streaming: true}}"
+    overrides = (f"data.sources=[{source}]", "data.max_validation_tokens=64")
     runner.train("reference", *overrides, fresh=True)
-    with at_step(5, crash), pytest.raises(Crash):
+    with at_step(10, crash), pytest.raises(Crash):
         runner.train("run", *overrides, fresh=True)
+    assert (runner.out("run") / "checkpoint-8" / "stream.json").is_file()
+    yielded = []
+    original = StreamingData.__iter__
+
+    def counted(self: StreamingData) -> Iterator[dict[str, torch.Tensor]]:
+        for sample in original(self):
+            yielded.append(sample)
+            yield sample
+
+    monkeypatch.setattr(StreamingData, "__iter__", counted)
     runner.train("run", *overrides, fresh=True, resume=True)
+    assert len(yielded) == 4 * 4
     assert_same_run(runner.out("run"), runner.out("reference"))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import ConfigError
-from ..train import Recipe, TrainResult, load_recipe, prepare, train
+from ..train import Recipe, TrainResult, data_table, load_recipe, prepare, train
 from .demo_compare import Comparison, compare
 from .demo_report import print_tables, write_demo_report
-from .train import data_table, exit_if_interrupted
+from .train import exit_if_interrupted
 
 RESULT_FILE = "demo.json"
 
@@ -31,12 +31,12 @@ def run_demo(out: Path, recipe: Path | None, overrides: Sequence[str]) -> None:
     recipes = _twins(load_recipe(recipe or demo_recipe(), overrides), out)
     _require_own(out)
     prepared = prepare(recipes["MoE++"], console)
+    console.print(data_table(prepared.data))
     _begin(out)
     results: dict[str, TrainResult] = {}
     for name, one in recipes.items():
         results[name] = train(one, prepared=prepared, console=console, label=f"{name:7}")
         exit_if_interrupted(console, results[name], ["moepp", *sys.argv[1:]])
-    console.print(data_table(results["MoE++"]))
     with console.status("comparing"):
         comparison = compare(results, {name: Path(one.output_dir) for name, one in recipes.items()}, recipes["MoE++"])
     minutes = (time.perf_counter() - started) / 60

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from ..config import EXPERT_TYPES
 from ..errors import ConfigError, DataError
+from ..format import binary, large
 from ..model import Accounting, MoEPPConfig, account, preset
 from ..train.recipe import check_section, parse_override
-from .format import binary, large
 
 
 def run_info(name: str, overrides: Sequence[str], *, context: int | None, bytes_per_weight: int) -> None:

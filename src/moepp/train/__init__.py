@@ -3,6 +3,7 @@
 from .metrics import validation_sources
 from .recipe import Optimization, Recipe, TokenizerSpec, load_recipe
 from .run import Prepared, TrainResult, prepare, train
+from .tables import data_table
 
 __all__ = [
     "Optimization",
@@ -10,6 +11,7 @@ __all__ = [
     "Recipe",
     "TokenizerSpec",
     "TrainResult",
+    "data_table",
     "load_recipe",
     "prepare",
     "train",

@@ -1,6 +1,7 @@
 """What happens around training steps: the log file, the progress bar, and an orderly end on a signal."""
 
 import json
+import logging
 import math
 import signal
 import threading
@@ -18,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from . import checkpoint
 from .metrics import validation_sources
 
+logger = logging.getLogger("moepp.train")
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -38,10 +40,23 @@ class MetricsFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        # JSON has no NaN: a number that is missing is null.
-        entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        # JSON has no NaN: a number that is missing is null. A run's data is one epoch for Trainer: that says nothing.
+        kept = {k: v for k, v in logs.items() if k != "epoch"}
+        entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
         with checkpoint.writing(self.run, METRICS_FILE), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **entry}) + "\n")
+
+
+def tensorboard(run: Path) -> list[TrainerCallback]:
+    """Transformers' own callback, writing to ``tensorboard/`` in the run; none, and a warning, where it is missing."""
+    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        logger.warning("tensorboard is not installed: this run logs to the console and %s only", METRICS_FILE)
+        return []
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(run / "tensorboard")
+    return [callback]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One training run from recipe to saved model."""
 
-import logging
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from ..data import (
     Corpus,
     Data,
+    StreamingData,
     TrainingData,
     build_data,
     check_vocabulary,
@@ -25,20 +26,22 @@ from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from . import checkpoint
 from .callbacks import (
-    METRICS_FILE,
     Interrupts,
     MetricsFile,
     ProgressBar,
     ValidateLastStep,
+    tensorboard,
     tensorboard_says_it_once,
 )
 from .recipe import Recipe, save_recipe
+from .stream import CountedStream
+from .tables import data_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-logger = logging.getLogger("moepp.train")
 RECIPE_FILE = "recipe.yaml"
+DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ def train(
     start = _find_checkpoint(run, resume)
     if start is None:
         _require_unused(run)
-    prepared = prepared or prepare(recipe, console, saved_tokenizer=start)
+    if prepared is None:
+        prepared = prepare(recipe, console, saved_tokenizer=start)
+        console.print(data_table(prepared.data))
     config = _model_config(recipe, prepared.tokenizer)
     arguments = _arguments(recipe, bool(prepared.data.validation))
     identity = _identity(recipe, config, prepared)
@@ -153,21 +158,24 @@ def _run(
 
     run = Path(recipe.output_dir)
     checkpoint.clear_staging(run)
-    with checkpoint.writing(run, f"{RECIPE_FILE} and the tokenizer"), checkpoint.moved_into(run) as aside:
+    with checkpoint.writing(run, f"{RECIPE_FILE}, {DATA_FILE} and the tokenizer"), checkpoint.moved_into(run) as aside:
         save_recipe(recipe, aside / RECIPE_FILE)
+        data = {"corpus_hash": prepared.data.corpus_hash, "hash": prepared.data.hash, "sources": prepared.data.rows}
+        (aside / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
         prepared.tokenizer.save_pretrained(aside)
     transformers_logging.disable_progress_bar()
 
     set_seed(recipe.seed)
     model = MoEPPForCausalLM(config)
     interrupts, bar = Interrupts(), ProgressBar(console, label)
-    callbacks = [interrupts, MetricsFile(run), bar, *_tensorboard(run)]
+    callbacks = [interrupts, MetricsFile(run), bar, *tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
+    samples = prepared.data.train
     trainer = MoEPPTrainer(
         model=model,
         args=arguments,
-        train_dataset=prepared.data.train,
+        train_dataset=CountedStream(samples, start) if isinstance(samples, StreamingData) else samples,
         validation=prepared.data.validation,
         weights={source.name: source.weight for source in prepared.corpus.sources},
         processing_class=prepared.tokenizer,
@@ -280,14 +288,3 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
         )
     except ValueError as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-
-
-def _tensorboard(run: Path) -> list[Any]:
-    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
-
-    if not is_tensorboard_available():
-        logger.warning("tensorboard is not installed: this run logs to the console and %s only", METRICS_FILE)
-        return []
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(run / "tensorboard")
-    return [callback]

@@ -21,6 +21,7 @@ from .callbacks import StepClock
 from .diverged import TrainingDiverged, bad_weights, diagnose
 from .metrics import Window
 from .recipe import Optimization
+from .stream import CountedStream
 
 
 class MoEPPTrainer(Trainer):
@@ -173,7 +174,11 @@ class MoEPPTrainer(Trainer):
         try:
             with checkpoint.writing(self.run, name):
                 super()._save_checkpoint(model, trial)
-                checkpoint.publish(checkpoint.staging(self.run) / name, self.run, self.identity)
+                written = checkpoint.staging(self.run) / name
+                if isinstance(self.train_dataset, CountedStream):
+                    samples = self.state.global_step * self._train_batch_size * self.args.gradient_accumulation_steps
+                    self.train_dataset.save(samples, written)
+                checkpoint.publish(written, self.run, self.identity)
         finally:
             self._saving = False
         checkpoint.rotate(self.run, self.args.save_total_limit)
