@@ -89,6 +89,29 @@ def test_no_token_sees_its_future() -> None:
     assert (logits(model, changed)[:, 6:] - logits(model, ids)[:, 6:]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("chunks", [(6, 3), (4, 1, 1, 3)])
+def test_chunks_with_a_cache_equal_the_whole(chunks: tuple[int, ...]) -> None:
+    """Without position ids too: those of a chunk follow the cache's."""
+    model, ids = tiny_model(), tokens(2, 9)
+    cache, found = None, []
+    for chunk in ids.split(chunks, dim=1):
+        with torch.no_grad():
+            out = model(chunk, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits)
+    assert cache.get_seq_length() == 9
+    assert_close(torch.cat(found, dim=1), logits(model, ids))
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    """Where position ids start again at 0, another document starts; transformers looks only when there is no cache."""
+    model, (first, second) = tiny_model(), (tokens(1, 5, seed=1), tokens(1, 7, seed=2))
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    packed = logits(model, torch.cat([first, second], dim=1), position_ids=positions, use_cache=False)
+    assert_close(packed[:, :5], logits(model, first))
+    assert_close(packed[:, 5:], logits(model, second))
+
+
 def test_embeddings_may_be_given_instead_of_ids() -> None:
     model, ids = tiny_model(), tokens(2, 9)
     given = model(inputs_embeds=model.model.embed_tokens(ids)).logits
