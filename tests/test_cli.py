@@ -246,6 +246,17 @@ def test_debug_shows_the_traceback_and_the_same_line(run: Run, recipe: Path) -> 
     assert "Traceback" not in run("train", recipe, "model.tua=1").err  # it holds for one call
 
 
+def test_ctrl_c_before_training_ends_quietly_with_130(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While training, it saves: see tests/train/test_drills.py."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moepp.train.run.load_corpus", interrupted)
+    outcome = run("train", recipe)
+    assert (outcome.code, outcome.err) == (130, "")
+
+
 def test_a_process_of_its_own_prints_one_line_too(recipe: Path) -> None:
     """No library adds a warning of its own, and nothing is cut to the width of a terminal."""
     override = "training.per_device_train_batch_size=1000"

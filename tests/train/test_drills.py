@@ -86,6 +86,12 @@ def newest(run: Path) -> int:
     return max((checkpoint.step_of(path) for path in checkpoint.checkpoints(run)), default=0)
 
 
+def written(run: Path) -> int:
+    """When the run's recipe was written, which is the first thing that a process does to its folder."""
+    recipe = run / "recipe.yaml"
+    return recipe.stat().st_mtime_ns if recipe.exists() else 0
+
+
 def in_a_save(process: Process, run: Path) -> bool:
     """Whether the process is in the middle of writing a checkpoint; if so, it stays there."""
     if not any(checkpoint.staging(run).glob("checkpoint-*")):
@@ -103,7 +109,7 @@ def drill(recipe: Path, start: Callable[[list[str]], Process], kills: int, seed:
     it end. Returns the moments; fewer if the run was faster."""
     run, generator, moments = recipe.parent / "run", random.Random(seed), []
     for number in range(kills):
-        begun = newest(run)
+        begun, before = newest(run), written(run)
         process = start(train_command(recipe))
         moment = ("save", "random", "start")[number % 3]
         if moment == "save":
@@ -112,7 +118,7 @@ def drill(recipe: Path, start: Callable[[list[str]], Process], kills: int, seed:
             alive = process.wait_for(lambda begun=begun: newest(run) > begun)
             time.sleep(generator.uniform(0, 0.2))
         else:
-            alive = process.wait_for((checkpoint.staging(run) / "files").exists)
+            alive = process.wait_for(lambda before=before: written(run) != before)
         code, _, err = process.end(signal.SIGKILL)
         if not alive or code == 0:
             assert code == 0, err
