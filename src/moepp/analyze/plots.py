@@ -84,7 +84,14 @@ def ffn_per_token(layers: Mapping[str, Sequence[float]], targets: Mapping[str, f
 
 def _legend(axes: Axes) -> None:
     """Above the axes, where it hides nothing."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0, handlelength=1.4)
+    axes.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(3, (len(axes.get_lines()) + 1) // 2 + 1),
+        borderaxespad=0,
+        handlelength=1.4,
+    )
 
 
 def _render(draw: Callable[..., None], *, size: tuple[float, float], rows: int = 1) -> dict[str, str]:
