@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from moepp.analyze import Figure, Report, Table, plots, write_report
+from moepp.analyze import Figure, Report, Table, write_report
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
+    from moepp.analyze import plots  # not at the top: make gpu collects this file where matplotlib is missing
+
     curves = plots.loss_curves({"a": ([1, 2], [3.0, 2.0])}, {"a": ([2], [2.5])})
     lines = plots.lines_over_steps({"a": ([1, 2], [1.0, 1.2])}, label="y", targets={"a": 1.1})
     bars = plots.ffn_per_token({"a": [1.0, 2.0], "b": [2.0, 2.0]}, {"a": 1.2})

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from moepp.data import DataSpec, SourceSpec, StreamingData, TrainingData, build_data, load_corpus
@@ -169,6 +168,8 @@ def test_datasets_that_cannot_be_read(local_dataset, change, message, streaming)
 @pytest.mark.parametrize("strategy", [1, 2])
 def test_paper_mixtures(strategy, tokenizer, tmp_path):
     """The recipe as it is, but each data set replaced by a file whose text names its source."""
+    from omegaconf import OmegaConf  # not at the top: make gpu collects this file where it is missing
+
     recipe = OmegaConf.merge(
         OmegaConf.structured(DataSpec), OmegaConf.load(RECIPES / f"paper-mixture-{strategy}.yaml").data
     )

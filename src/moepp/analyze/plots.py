@@ -88,7 +88,7 @@ def _legend(axes: Axes) -> None:
         frameon=False,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=min(3, (len(axes.get_lines()) + 1) // 2 + 1),
+        ncols=2,
         borderaxespad=0,
         handlelength=1.4,
     )
