@@ -2,7 +2,7 @@
 
 
 def large(value: float) -> str:
-    """``7.68 B``; three digits that count."""
+    """``7.68 B``; two decimals from a thousand on."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= size:
             return f"{value / size:.2f} {unit}"

@@ -1,18 +1,24 @@
 """The demo from recipe to report, on a corpus of a few kilobytes."""
 
 import json
+import os
 import random
 import re
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moepp.model  # noqa: F401 - registers the model type
 from moepp.commands.demo import demo_recipe, run_demo
+from moepp.commands.demo_compare import _in_turns
 from moepp.errors import ConfigError
 from moepp.train import load_recipe
+
+from ..train.tiny import at_step
 
 STEPS = 6
 
@@ -113,5 +119,45 @@ def test_a_demo_replaces_an_earlier_one_and_nothing_else(tmp_path: Path, recipe:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_an_interrupted_demo_goes_on_where_it_was(
+    tmp_path: Path, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, overrides = tmp_path / "out", ["seed=3", "training.save_steps=2"]
+    monkeypatch.setattr("sys.argv", ["moepp", "demo", *overrides])
+    with at_step(4, lambda seen: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(SystemExit) as stopped:
+        run_demo(folder, recipe, overrides)
+    assert stopped.value.code == 130
+    assert "to go on: moepp demo seed=3 training.save_steps=2" in capsys.readouterr().out
+    assert not (folder / "vanilla").exists()
+    run_demo(folder, recipe, overrides)
+    for name in ("moepp", "vanilla"):  # the same models as without the interruption
+        assert (folder / name / "model.safetensors").read_bytes() == (out / name / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vanilla=true", "nothing to compare"),
+        ("training.logging_steps=50", r"training\.logging_steps=50 exceeds training\.max_steps=6"),
+        ("data.validation_fraction=0", "leaves no text to compare"),
+        ("model.num_ffn_experts=1", r"moe\.top_k=2 exceeds the 1 experts"),
+    ],
+)
+def test_what_would_fail_after_training_is_refused_before(
+    tmp_path: Path, recipe: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_demo(tmp_path / "out", recipe, [override])
+    assert not (tmp_path / "out").exists()
+
+
+def test_throughput_is_measured_on_every_source() -> None:
+    batches = [torch.full((3, 4), source) for source in range(3)]
+    assert _in_turns(batches, 24).unique().tolist() == [0, 1, 2]
+    assert _in_turns(batches, 1).shape == (1, 4)
+
+
 def test_the_shipped_recipe_is_valid() -> None:
-    assert load_recipe(demo_recipe()).data.sources[0].python_library == "prose"
+    recipe = load_recipe(demo_recipe(), ["training.max_steps=50", "model.tau=0.5"])
+    assert recipe.data.sources[0].python_library == "prose"
+    assert not recipe.output_dir.startswith("runs/demo")  # the demo's own folder: one would refuse the other

@@ -184,3 +184,11 @@ def test_default_corpus(library):
     corpus = load_corpus(DataSpec())
     assert [source.name for source in corpus.sources if source.validation][:2] == ["prose", "code"]
     assert corpus.sources[0].train == library.documents["prose"]["train"]
+
+
+def test_a_stream_that_breaks_while_it_is_read_is_a_data_error(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"text": "fine"}\n' * 50 + '{"text": broken\n', encoding="utf-8")
+    source = SourceSpec(name="s", dataset="json", data_files=[str(path)], streaming=True)
+    with pytest.raises(DataError, match=r"data\.sources\[0\]\.dataset='json'.* cannot be (read|opened)"):
+        list(load_corpus(DataSpec(sources=[source])).sources[0].train)

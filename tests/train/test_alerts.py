@@ -24,6 +24,7 @@ def stats(ffn: list[int], other: int = 100, kept: float = 1.0) -> RoutingStats:
 
 
 GOOD = stats([75, 75, 75, 75])
+ONE_CONSTANT = torch.tensor([75, 75, 75, 75, 0, 200, 100, 100])
 CASES = {
     "share": (
         stats([200, 200, 200, 200]),
@@ -32,7 +33,11 @@ CASES = {
     ),
     "dead": (
         stats([100, 100, 100, 0]),
-        r"^layer 1: FFN experts \[3\] are dead \(under 1% of the mean load\); raise router_aux_loss_coef$",
+        r"^layer 1: ffn experts \[3\] are dead \(under 1% of the load that tau implies\); raise router_aux_loss_coef$",
+    ),
+    "dead constant": (
+        GOOD._replace(assigned=ONE_CONSTANT, kept=ONE_CONSTANT),
+        r"^layer 1: constant experts \[4\] are dead \(under 1% of the load that tau implies\); raise router_aux",
     ),
     "collapsed": (
         stats([290, 4, 3, 3]),

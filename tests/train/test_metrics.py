@@ -173,7 +173,7 @@ def test_tokens_per_second_count_the_optimizer_but_neither_validation_nor_saving
 def test_the_clock_starts_anew_when_it_is_read(clock: list[float]) -> None:
     watch, nothing = StepClock(), SimpleNamespace()
     for _ in range(2):
-        watch.on_step_begin(nothing, nothing, nothing)  # pyright: ignore[reportArgumentType]
+        watch.start()
         clock[0] += 3
         watch.on_step_end(nothing, nothing, nothing)  # pyright: ignore[reportArgumentType]
         clock[0] += 5

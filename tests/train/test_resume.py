@@ -82,6 +82,18 @@ def test_from_an_earlier_checkpoint(runner: Runner, plain: Path) -> None:
     assert_same_run(runner.out("run"), plain)
 
 
+def test_from_an_earlier_checkpoint_and_interrupted_again(runner: Runner, plain: Path) -> None:
+    """--resume goes on with the new future, not with the checkpoints of the one that was left."""
+    with at_step(10, crash), pytest.raises(Crash):
+        runner.train("run")
+    with at_step(6, terminate):
+        runner.train("run", resume=runner.out("run") / "checkpoint-4")
+    names = {path.name for path in runner.out("run").glob("*checkpoint-*")}
+    assert names == {"checkpoint-4", "checkpoint-6", "superseded-checkpoint-8"}
+    runner.train("run", resume=True)
+    assert_same_run(runner.out("run"), plain)
+
+
 def test_a_finished_run_resumed_stays_as_it_is(runner: Runner, plain: Path) -> None:
     shutil.copytree(plain, runner.out("run"))
     result = runner.train("run", resume=True, fresh=True)

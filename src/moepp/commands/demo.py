@@ -1,6 +1,7 @@
 """``moepp demo``: trains a small MoE++ and its vanilla twin, and shows what the zero-computation experts bought."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import sys
@@ -11,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import ConfigError
-from ..train import Recipe, TrainResult, data_table, load_recipe, prepare, train
+from ..errors import BackendUnavailable, ConfigError, DataError
+from ..train import RECIPE_FILE, Recipe, TrainResult, checkpoints, data_table, load_recipe, prepare, train
 from .demo_compare import Comparison, compare
 from .demo_report import print_tables, write_demo_report
 from .train import exit_if_interrupted
@@ -23,27 +24,39 @@ RESULT_FILE = "demo.json"
 def run_demo(out: Path, recipe: Path | None, overrides: Sequence[str]) -> None:
     """Trains both models one after the other on the same samples, then compares and reports.
 
+    An earlier demo's folder is replaced; one that was interrupted with the same recipe is gone on with.
+
     Raises:
         ConfigError: ``out`` holds something that no demo wrote, or the recipe cannot work.
+        DataError: the data cannot be used, or ``out`` cannot be written.
     """
     started = time.perf_counter()
     console = Console()
     recipes = _twins(load_recipe(recipe or demo_recipe(), overrides), out)
     _require_own(out)
+    _require_comparable(recipes)
     prepared = prepare(recipes["MoE++"], console)
     console.print(data_table(prepared.data))
-    _begin(out)
-    results: dict[str, TrainResult] = {}
-    for name, one in recipes.items():
-        results[name] = train(one, prepared=prepared, console=console, label=f"{name:7}")
-        exit_if_interrupted(console, results[name], ["moepp", *sys.argv[1:]])
-    with console.status("comparing"):
-        comparison = compare(results, {name: Path(one.output_dir) for name, one in recipes.items()}, recipes["MoE++"])
-    minutes = (time.perf_counter() - started) / 60
-    _write_metrics(out, recipes)
-    (out / RESULT_FILE).write_text(json.dumps(_result(comparison, minutes), indent=1), encoding="utf-8")
-    write_demo_report(comparison, out / "report.html", minutes)
-    print_tables(comparison, console)
+    try:
+        if not _was_interrupted(out, recipes):
+            _begin(out)
+        results: dict[str, TrainResult] = {}
+        for name, one in recipes.items():
+            resume = bool(checkpoints(Path(one.output_dir)))
+            if not resume:
+                shutil.rmtree(one.output_dir, ignore_errors=True)
+            results[name] = train(one, prepared=prepared, console=console, label=f"{name:7}", resume=resume)
+            exit_if_interrupted(console, results[name], ["moepp", *sys.argv[1:]])
+        with console.status("comparing"):
+            runs = {name: Path(one.output_dir) for name, one in recipes.items()}
+            comparison = compare(results, runs, recipes["MoE++"])
+        minutes = (time.perf_counter() - started) / 60
+        print_tables(comparison, console)
+        _write_metrics(out, recipes)
+        write_demo_report(comparison, out / "report.html", minutes)
+        (out / RESULT_FILE).write_text(json.dumps(_result(comparison, minutes), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out={str(out)!r} cannot be written: {error}; make room or choose another") from error
     console.print(f"{minutes:.1f} minutes; report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -64,6 +77,30 @@ def _require_own(out: Path) -> None:
     """Refuses a folder that holds anything but an earlier demo."""
     if out.exists() and not (out.is_dir() and ((out / RESULT_FILE).is_file() or not any(out.iterdir()))):
         raise ConfigError(f"--out={str(out)!r} is in use by something else than a demo; choose another or remove it")
+
+
+def _require_comparable(recipes: dict[str, Recipe]) -> None:
+    """Refuses at once what would end the demo after minutes of training."""
+    moepp, vanilla = recipes["MoE++"], recipes["vanilla"]
+    if moepp.model.get("vanilla"):
+        raise ConfigError("model.vanilla=true leaves nothing to compare: the demo trains the vanilla twin by itself")
+    for recipe in (moepp, vanilla):
+        recipe.model_config()
+    steps, logging = moepp.training["max_steps"], moepp.training.get("logging_steps", 10)
+    if logging > steps:
+        raise ConfigError(f"training.logging_steps={logging} exceeds training.max_steps={steps}; lower it")
+    if not moepp.data.validation_fraction and not any(source.validation_split for source in moepp.data.sources):
+        raise ConfigError("data.validation_fraction=0 leaves no text to compare the models on; use 0.05")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendUnavailable("the demo's report needs matplotlib; pip install 'moepp[plots]'")
+
+
+def _was_interrupted(out: Path, recipes: dict[str, Recipe]) -> bool:
+    """Whether ``out`` holds an unfinished demo of the same recipe."""
+    result, saved = out / RESULT_FILE, Path(recipes["MoE++"].output_dir) / RECIPE_FILE
+    if not result.is_file() or json.loads(result.read_text(encoding="utf-8"))["finished"] or not saved.is_file():
+        return False
+    return load_recipe(saved) == recipes["MoE++"]
 
 
 def _begin(out: Path) -> None:

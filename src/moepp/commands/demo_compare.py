@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..analyze import collect_stats
 from ..bench import LayerWork, Timing, capture_work, interleave, machine, run_experts, synthetic_work
 from ..config import EXPERT_TYPES, ExpertType
@@ -74,7 +75,8 @@ def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe
     """Looks at both trained models on the same held-out text."""
     prepared = results["MoE++"].prepared
     batches = _validation_batches(results["MoE++"])
-    throughput = _throughput(results, torch.cat(batches)[: BENCH_TOKENS // recipe.data.sequence_length])
+    sample = _in_turns(batches, BENCH_TOKENS)
+    throughput = _throughput(results, sample)
     models = {}
     for name, result in results.items():
         config = result.model.config
@@ -106,11 +108,11 @@ def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe
         "corpus": f"the standard library of Python {machine()['python']}, hash {prepared.data.corpus_hash[:16]}"
         if all(source.python_library for source in recipe.data.sources)
         else f"{', '.join(prepared.data.validation)}, hash {prepared.data.corpus_hash[:16]}",
-        "expert throughput": f"forward, {BENCH_TOKENS} tokens, all layers, float32, median of {BENCH_ROUNDS} "
+        "expert throughput": f"forward, {sample.numel()} tokens, all layers, {config.dtype}, median of {BENCH_ROUNDS} "
         "interleaved rounds",
         "machine": f"{machine()['processor']}, {machine()['cores']} threads"
         + (f", {g}" if (g := machine()["gpu"]) else ""),
-        "versions": f"moepp {version('moepp')}, torch {torch.__version__}, transformers {version('transformers')}",
+        "versions": f"moepp {__version__}, torch {torch.__version__}, transformers {version('transformers')}",
     }
     return Comparison(models, facts, config.tau, config.router_aux_loss_coef, config.top_k)
 
@@ -122,7 +124,7 @@ def _tokens_per_step(recipe: Recipe) -> int:
 
 
 def _validation_batches(result: TrainResult, blocks: int = 8) -> list[torch.Tensor]:
-    """A few blocks of each source, in batches, the sources in turn."""
+    """A few blocks of each source, one batch a source."""
     device = result.model.device
     batches = []
     for data in result.prepared.data.validation.values():
@@ -131,6 +133,12 @@ def _validation_batches(result: TrainResult, blocks: int = 8) -> list[torch.Tens
             torch.stack([data[index * len(data) // count]["input_ids"] for index in range(count)]).to(device)
         )
     return batches
+
+
+def _in_turns(batches: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+    """About so many tokens, a block of each source in turn: no source stands for all."""
+    blocks = [block for group in zip(*batches, strict=False) for block in group]
+    return torch.stack(blocks[: max(1, tokens // blocks[0].numel())])
 
 
 def _throughput(results: Mapping[str, TrainResult], input_ids: torch.Tensor) -> dict[str, dict[str, Throughput]]:

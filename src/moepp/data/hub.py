@@ -73,7 +73,7 @@ def open_dataset(spec: SourceSpec, split: str, path: str) -> Stream:
 
 def _texts(rows: Iterable[dict[str, Any]], spec: SourceSpec, path: str) -> Iterator[str]:
     """The text of every row; rows with none (a null) are passed over."""
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_readable(rows, spec, path)):
         if spec.text_field not in row:
             raise DataError(f"{path}.text_field={spec.text_field!r}: not in a row; {nearest(spec.text_field, row)}")
         text = row[spec.text_field]
@@ -84,6 +84,21 @@ def _texts(rows: Iterable[dict[str, Any]], spec: SourceSpec, path: str) -> Itera
                 f"{path}.text_field={spec.text_field!r} is a {type(text).__name__} in row {number} of "
                 f"{spec.dataset!r}; name a column of strings"
             )
+
+
+def _readable(rows: Iterable[dict[str, Any]], spec: SourceSpec, path: str) -> Iterator[dict[str, Any]]:
+    """The rows; what cannot be read of a stream is found out only here."""
+    from datasets.exceptions import DatasetsError
+
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise DataError(
+            f"{path}.dataset={spec.dataset!r} cannot be read after row {number}: {first_line(error)}; repair the data"
+        ) from error
 
 
 def _expand(data_files: list[str], path: str) -> list[str]:

@@ -26,7 +26,7 @@ def expert_capacity(config: MoEConfig, assignments: int | Tensor, factor: float)
     """
     layout = config.layout()
     share = factor / (config.tau * layout.ffn + layout.num_zero_computation)
-    exact = share * torch.as_tensor(assignments, dtype=torch.float64)
+    exact = share * torch.as_tensor(assignments).double()
     ffn, zero_computation = ((c * (1 - _FUZZ)).ceil().clamp_min(1) for c in (config.tau * exact, exact))
     return torch.cat([ffn.expand(layout.ffn), zero_computation.expand(layout.num_zero_computation)])
 
@@ -48,11 +48,11 @@ def keep_mask(
     top_k = routing.expert.shape[1]
     valid = (routing.expert >= 0) & (routing.expert < experts)
     candidate = routing.kept & valid
-    real: int | Tensor = tokens
+    real = torch.full((), tokens, device=candidate.device)  # made there: copying it would wait for the device
     if mask is not None:
         candidate = candidate & mask.unsqueeze(-1)
         real = mask.sum()
-    capacity = expert_capacity(config, top_k * real, factor).to(candidate.device)
+    capacity = expert_capacity(config, top_k * real, factor)
 
     expert = torch.where(candidate, routing.expert, experts).flatten()  # what takes no place sorts to the end
     order = torch.arange(expert.numel(), device=expert.device)

@@ -41,7 +41,7 @@ class MoE(nn.Module):
         x: Float[Tensor, "*B D"],
         previous: Float[Tensor, "T E"] | None = None,
         *,
-        mask: Bool[Tensor, "T"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
         selection_bias: Float[Tensor, "E"] | None = None,
         edit: Edit | None = None,
     ) -> tuple[Float[Tensor, "*B D"], Routing]:
@@ -50,7 +50,8 @@ class MoE(nn.Module):
         Args:
             x: hidden states.
             previous: the previous MoE layer's ``Routing.logits`` (Eq. 6).
-            mask: True for real tokens, False for padding, which reaches no expert, takes no capacity and comes out 0.
+            mask: True for real tokens, False for padding, which reaches no expert, takes no capacity and comes out 0;
+                in the shape of x's leading dimensions, or flat.
             selection_bias: added to the scores for choosing only; ``-inf`` disables an expert.
             edit: for studies: a function of the routing, applied after selection and before capacity. The logits that
                 the next layer receives are the router's, whatever it returns.
@@ -62,7 +63,7 @@ class MoE(nn.Module):
         routing = self.router(tokens, previous, selection_bias=selection_bias)
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
-        routing = self._apply_capacity(routing, mask)
+        routing = self._apply_capacity(routing, None if mask is None else mask.reshape(-1))
         return self.apply_experts(tokens, routing).view_as(x), routing
 
     def apply_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:

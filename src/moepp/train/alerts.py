@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Iterator
 
-from ..config import MoEConfig
+from ..config import EXPERT_TYPES, ExpertType, MoEConfig
 from ..layers import RoutingStats
 
 logger = logging.getLogger("moepp.train")
 
 SHARE_OFF = 0.15  # absolute distance of a layer's FFN share from the one that tau implies
-DEAD = 0.01  # an expert's load over the mean of its type
+DEAD = 0.01  # an expert's load over what tau's balance gives it
 DROPPING = 0.25  # share of a layer's assignments
 COLLAPSED = 0.5  # entropy of the FFN experts' load over that of an even load
 
@@ -42,20 +42,24 @@ def _alerts(stats: RoutingStats, config: MoEConfig) -> Iterator[tuple[str, str]]
             "raise router_aux_loss_coef or train longer",
         )
     load = stats.assigned[: layout.ffn].double()
+    said = not load.sum()  # no FFN choice at all, or one expert with all of them: more alerts would say it again
     if layout.ffn > 1 and float(load.sum()) > 0:
         spread = load / load.sum()
         entropy = float(-(spread * spread.clamp_min(1e-30).log()).sum()) / math.log(layout.ffn)
-        dead = (load < DEAD * load.mean()).nonzero().flatten().tolist()
         if entropy < COLLAPSED:
+            said = True
             yield (
                 "collapsed",
                 f"collapsed: the busiest FFN expert takes {float(spread.max()):.0%} of the FFN choices; "
                 "raise router_aux_loss_coef or lower the learning rate",
             )
-        elif dead:
+    for kind in EXPERT_TYPES:
+        dead = _dead(stats, config, kind)
+        if dead and not (kind == "ffn" and said):
             yield (
-                "dead",
-                f"FFN experts {dead} are dead (under {DEAD:.0%} of the mean load); raise router_aux_loss_coef",
+                f"dead {kind}",
+                f"{kind} experts {dead} are dead (under {DEAD:.0%} of the load that tau implies); "
+                "raise router_aux_loss_coef",
             )
     total = float(stats.assigned.sum())
     lost = total - float(stats.kept.sum())
@@ -67,3 +71,11 @@ def _alerts(stats: RoutingStats, config: MoEConfig) -> Iterator[tuple[str, str]]
             if config.capacity_factor
             else f"{lost / total:.0%} of the assignments are lost though there is no capacity",
         )
+
+
+def _dead(stats: RoutingStats, config: MoEConfig, kind: ExpertType) -> list[int]:
+    """The ids of a type's experts that hardly anybody chooses."""
+    layout = config.layout()
+    balance = config.tau * layout.ffn + layout.num_zero_computation
+    expected = float(stats.assigned.sum()) * (config.tau if kind == "ffn" else 1.0) / balance
+    return [index for index in layout.indices(kind) if float(stats.assigned[index]) < DEAD * expected]

@@ -136,12 +136,16 @@ def validation_line(logs: dict[str, Any]) -> str | None:
 
 
 class StepClock(TrainerCallback):
-    """Seconds spent in training steps, the optimizer's part among them: not in evaluation, not in saving."""
+    """Seconds spent in training steps, from fetching samples to the optimizer's part; not in evaluation, not in saving.
+
+    Trainer fetches a step's samples before it calls any callback, so it is told when to start.
+    """
 
     def __init__(self) -> None:
         self._start = self._seconds = 0.0
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def start(self) -> None:
+        """A step begins."""
         self._start = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -102,6 +102,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
+def supersede(run: Path, start: Path) -> None:
+    """Renames the checkpoints after the one that a run goes on from: they belong to another future."""
+    for later in checkpoints(run):
+        if start.parent == run and step_of(later) > step_of(start):
+            target = run / f"superseded-{later.name}"
+            shutil.rmtree(target, ignore_errors=True)
+            later.rename(target)
+
+
 def rotate(run: Path, keep: int | None) -> None:
     """Deletes all but the newest ``keep`` checkpoints; None and 0 keep all."""
     for old in checkpoints(run)[:-keep] if keep and keep > 0 else []:

@@ -5,6 +5,7 @@ Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or bo
 """
 
 import dataclasses
+import logging
 import math
 import types
 import typing
@@ -15,6 +16,8 @@ from typing import Any
 from ..data import DataSpec
 from ..errors import ConfigError, nearest
 from ..model import MoEPPConfig, preset
+
+logger = logging.getLogger("moepp.train")
 
 
 @dataclass
@@ -94,6 +97,11 @@ class Recipe:
                 raise ConfigError(f"training.{name}={value} must be positive; below 1 it is a share of max_steps")
         if "max_steps" not in self.training:
             raise ConfigError("training.max_steps is missing; say how many optimizer steps to train")
+        if self.optimization.warmup_steps >= self.training["max_steps"]:
+            logger.warning(
+                "optimization.warmup_steps=%d is not less than training.max_steps=%d: the run ends in its warm-up",
+                *(self.optimization.warmup_steps, self.training["max_steps"]),
+            )
 
     def model_config(self, **overrides: Any) -> MoEPPConfig:
         """The model's configuration, with what the tokenizer decides filled in.
@@ -138,6 +146,10 @@ _SET_ELSEWHERE = {
     "prediction_loss_only": "nothing: validation computes losses",
     "remove_unused_columns": "nothing: a sample has the columns that the model reads",
     "save_only_model": "nothing: a checkpoint has all that a resume needs",
+    "lr_scheduler_kwargs": "optimization: the schedule is warm-up and cosine",
+    "train_sampling_strategy": "seed: it decides the order of the samples",
+    "label_smoothing_factor": "nothing: the loss is that of Eq. 9",
+    "fp16": "training.bf16: moepp does not scale the loss that float16 gradients need",
     "report_to": "nothing: runs log to the console, metrics.jsonl and TensorBoard",
 }
 

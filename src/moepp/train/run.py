@@ -135,6 +135,7 @@ def train(
     identity = _identity(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
+        checkpoint.supersede(run, start)
     try:
         return _run(recipe, config, arguments, identity, prepared, start, console, label)
     except OSError as error:  # of what transformers writes by itself, or of data that is read while training
@@ -269,7 +270,7 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
         "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
     }
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             **(defaults | recipe.training),
             output_dir=recipe.output_dir,
             seed=recipe.seed,
@@ -288,3 +289,9 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
         )
     except ValueError as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.n_gpu > 1 or arguments.world_size > 1:
+        raise ConfigError(
+            f"{max(arguments.n_gpu, arguments.world_size)} devices or processes: moepp trains on one; "
+            "start it without a launcher and, where there are several GPUs, with CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments

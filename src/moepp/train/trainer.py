@@ -80,6 +80,11 @@ class MoEPPTrainer(Trainer):
 
     # One step
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; a step begins with fetching its samples."""
+        self.clock.start()
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's, keeping the batches in case that their loss is not finite."""
         self._batches.append(inputs)
