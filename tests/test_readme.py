@@ -70,6 +70,23 @@ def test_presets_named_in_the_text_exist() -> None:
         preset(name)
 
 
+def test_the_demos_output_and_picture_are_shown() -> None:
+    (output,) = blocks("text")
+    for row in ("validation loss, nats per token", "FFN experts per token", "bound on the gain"):
+        assert re.search(rf"^{row} +[+\d.]+", output, flags=re.MULTILINE)
+    assert re.search(r"!\[[^]]+\]\(docs/images/demo\.png\)", README)
+
+
+def test_entries_of_the_log_that_are_referred_to_exist() -> None:
+    log = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.yaml")]
+    dates = {
+        date for file in files for date in re.findall(r"log\.md,\s+#?\s*(\d{4}-\d\d-\d\d)", file.read_text("utf-8"))
+    }
+    assert dates
+    assert all(f"## {date}" in log for date in dates)
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
