@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moepp.train import Optimization
+from moepp.train.run import _arguments
 from moepp.train.trainer import learning_rate
 
 from ..tolerances import assert_close
@@ -141,3 +142,10 @@ def test_bf16_runs_on_the_cpu_with_the_router_in_float32(runner: Runner) -> None
         assert all(math.isfinite(value) for value in half.values())
         assert half["lm_loss"] == pytest.approx(full["lm_loss"], rel=0.03)
         assert half["lm_loss"] != full["lm_loss"]
+
+
+def test_bf16_asks_for_nothing_else_on_a_machine_without_a_gpu(runner: Runner) -> None:
+    """TrainingArguments alone would refuse it there unless the recipe says use_cpu."""
+    recipe = runner.recipe("bare", "training.bf16=true")
+    del recipe.training["use_cpu"]
+    assert _arguments(recipe, True).use_cpu is not torch.accelerator.is_available()

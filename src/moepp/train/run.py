@@ -267,6 +267,7 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
         "logging_steps": 10,
         "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
         "save_total_limit": 3,
+        "use_cpu": not torch.accelerator.is_available(),  # else TrainingArguments refuses bf16 without a GPU
         "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
     }
     try:
