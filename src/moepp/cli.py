@@ -72,22 +72,17 @@ def info(
     run_info(preset, override or [], context=context, bytes_per_weight=bytes_per_weight)
 
 
-class _ConsoleHandler(logging.Handler):
-    """Log records through rich, which keeps them out of the progress bar's way."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
+class _StderrHandler(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = record.levelname.lower()
-        self.console.print(f"[yellow]{level}:[/] {escape(record.getMessage())}", soft_wrap=True, highlight=False)
+        sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
 
 
 def main() -> None:
     """The console entry point."""
     console = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, handlers=[_ConsoleHandler(console)])
+    logging.basicConfig(level=logging.WARNING, handlers=[_StderrHandler()])
     try:
         app(standalone_mode=True)
     except MoEPPError as error:
