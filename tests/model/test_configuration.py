@@ -1,5 +1,6 @@
 """MoEPPConfig: what it refuses and with which words, its round trips, and the vanilla twin."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -128,3 +129,11 @@ def test_vanilla_is_the_same_model_with_the_ffn_experts_alone() -> None:
     assert twin.moe == config.moe.vanilla()
     changed = {name for name, value in twin.to_dict().items() if value != before[name]}
     assert changed == {"num_constant_experts", "num_zero_experts", "gating_residual"}
+
+
+def test_the_models_defaults_are_the_layers() -> None:
+    """transformers needs them spelt out again; they must not drift apart."""
+    model, layer = MoEPPConfig(), {f.name: f.default for f in dataclasses.fields(MoEConfig)}
+    shared = {name: default for name, default in layer.items() if default is not dataclasses.MISSING}
+    assert len(shared) == len(layer) - 3  # the sizes have none
+    assert {name: getattr(model, name) for name in shared} == shared

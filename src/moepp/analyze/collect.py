@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layers import RoutingStats
-from ..model import MoEPPForCausalLM
+from ..model import MoEPPForCausalLM, real_tokens
 
 
 def collect_stats(model: MoEPPForCausalLM, batches: Iterable[Mapping[str, Tensor]]) -> list[RoutingStats]:
@@ -21,10 +21,9 @@ def collect_stats(model: MoEPPForCausalLM, batches: Iterable[Mapping[str, Tensor
     try:
         with torch.inference_mode():
             for batch in batches:
-                mask = batch.get("attention_mask")
-                flat = None if mask is None else mask.reshape(-1).bool()
+                mask = real_tokens(batch.get("attention_mask"), batch["input_ids"].shape[1])
                 routings = model(**batch, output_routing=True, use_cache=False).routing
-                counts = [RoutingStats.of(routing, mask=flat) for routing in routings]
+                counts = [RoutingStats.of(routing, mask=mask) for routing in routings]
                 totals = [a + b for a, b in zip(totals, counts, strict=True)] if totals else counts
     finally:
         model.train(training)

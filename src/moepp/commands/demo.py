@@ -13,7 +13,18 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import BackendUnavailable, ConfigError, DataError
-from ..train import RECIPE_FILE, Recipe, TrainResult, checkpoints, data_table, load_recipe, prepare, train
+from ..train import (
+    METRICS_FILE,
+    RECIPE_FILE,
+    Recipe,
+    TrainResult,
+    checkpoints,
+    data_table,
+    load_recipe,
+    prepare,
+    read_metrics,
+    train,
+)
 from .demo_compare import Comparison, compare
 from .demo_report import print_tables, write_demo_report
 from .train import exit_if_interrupted
@@ -111,10 +122,10 @@ def _begin(out: Path) -> None:
 
 
 def _write_metrics(out: Path, recipes: dict[str, Recipe]) -> None:
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
+    with (out / METRICS_FILE).open("w", encoding="utf-8") as file:
         for name, recipe in recipes.items():
-            for line in (Path(recipe.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                file.write(json.dumps({"model": name, **json.loads(line)}) + "\n")
+            for entry in read_metrics(Path(recipe.output_dir)):
+                file.write(json.dumps({"model": name, **entry}) + "\n")
 
 
 def _result(comparison: Comparison, minutes: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The numbers behind the demo's tables; every one is measured or computed here, in the run."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ..bench import LayerWork, Timing, capture_work, interleave, machine, run_ex
 from ..config import EXPERT_TYPES, ExpertType
 from ..layers import RoutingStats
 from ..model import account
-from ..train import Recipe, TrainResult
+from ..train import Recipe, TrainResult, read_metrics
 
 BENCH_TOKENS = 2048
 BENCH_ROUNDS = 20
@@ -83,7 +82,7 @@ def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe
         layout = config.moe.layout()
         counts = account(config)
         stats = collect_stats(result.model, ({"input_ids": batch} for batch in batches))
-        log = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        log = read_metrics(runs[name])
         speeds = [entry["tokens_per_second"] for entry in log if entry.get("tokens_per_second")]
         models[name] = ModelResult(
             parameters=counts.total_parameters,
@@ -100,27 +99,20 @@ def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe
             sample=_continue(result, PROMPT),
             log=log,
         )
-    config = results["MoE++"].model.config
-    tokens = max(entry["step"] for entry in models["MoE++"].log) * _tokens_per_step(recipe)
+    config, here = results["MoE++"].model.config, machine()
+    tokens = max(entry["step"] for entry in models["MoE++"].log) * recipe.samples_per_step * recipe.data.sequence_length
     facts = {
         "seed": f"{recipe.seed}, one run of each model",
         "training": f"{tokens:,} tokens in {recipe.training['max_steps']} steps, the same for both",
-        "corpus": f"the standard library of Python {machine()['python']}, hash {prepared.data.corpus_hash[:16]}"
+        "corpus": f"the standard library of Python {here['python']}, hash {prepared.data.corpus_hash[:16]}"
         if all(source.python_library for source in recipe.data.sources)
         else f"{', '.join(prepared.data.validation)}, hash {prepared.data.corpus_hash[:16]}",
         "expert throughput": f"forward, {sample.numel()} tokens, all layers, {config.dtype}, median of {BENCH_ROUNDS} "
         "interleaved rounds",
-        "machine": f"{machine()['processor']}, {machine()['cores']} threads"
-        + (f", {g}" if (g := machine()["gpu"]) else ""),
+        "machine": f"{here['processor']}, {here['cores']} threads" + (f", {g}" if (g := here["gpu"]) else ""),
         "versions": f"moepp {__version__}, torch {torch.__version__}, transformers {version('transformers')}",
     }
     return Comparison(models, facts, config.tau, config.router_aux_loss_coef, config.top_k)
-
-
-def _tokens_per_step(recipe: Recipe) -> int:
-    steps = recipe.training
-    samples = steps.get("per_device_train_batch_size", 8) * steps.get("gradient_accumulation_steps", 1)
-    return samples * recipe.data.sequence_length
 
 
 def _validation_batches(result: TrainResult, blocks: int = 8) -> list[torch.Tensor]:

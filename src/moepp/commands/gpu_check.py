@@ -3,7 +3,6 @@
 Needs nothing beyond torch, transformers, accelerate, typer and rich, so it runs where nothing can be installed.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from rich.console import Console
 from ..bench import machine
 from ..data import DataSpec
 from ..errors import BackendUnavailable, MoEPPError
-from ..train import Optimization, Recipe, train
+from ..train import Optimization, Recipe, read_metrics, train
 
 STEPS = 60
 
@@ -33,8 +32,7 @@ def run_gpu_check(console: Console) -> None:
     console.print(f"{facts['gpu']}, python {facts['python']}, torch {facts['torch']}, {transformers.__version__=}")
     with tempfile.TemporaryDirectory() as folder:
         result = train(_recipe(Path(folder, "run")), console=console)
-        lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [json.loads(line) for line in lines]
+        log = read_metrics(Path(folder, "run"))
     speeds = [entry["tokens_per_second"] for entry in log if "tokens_per_second" in entry]
     memory = torch.cuda.max_memory_allocated() / 2**30
     console.print(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import MoEConfig
 from .routing import Routing
 
-# Capacities are short decimals times integers: without this, 1.1 · 30 = 33.000000000000004 would round up to 34.
+# Capacities are short decimals times integers: without this, 1.1 / 10 · 400 · .75 = 33.00000000000001 would become 34.
 _FUZZ = 1e-9
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import MoEConfig
 
 INIT_STD = 0.02
-_TANH_WIDTH = 8  # hidden width of the tanh gate, in experts
+TANH_WIDTH = 8  # hidden width of the tanh gate, in experts
 
 
 class Routing(NamedTuple):
@@ -49,7 +49,7 @@ class Router(nn.Module):
         width = config.hidden_size
         self.hidden = None
         if config.gate == "tanh_mlp":
-            width = _TANH_WIDTH * experts
+            width = TANH_WIDTH * experts
             self.hidden = nn.Linear(config.hidden_size, width, bias=False)
         self.weight = nn.Parameter(torch.empty(experts, width))
         self.residual = nn.Linear(experts, experts, bias=False) if config.gating_residual and not first else None

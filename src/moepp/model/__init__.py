@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig
-from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel
+from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
 
 AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
@@ -20,4 +20,5 @@ __all__ = [
     "MoEPPPreTrainedModel",
     "account",
     "preset",
+    "real_tokens",
 ]

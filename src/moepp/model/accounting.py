@@ -6,6 +6,7 @@ passes.
 
 from dataclasses import dataclass
 
+from ..layers.routing import TANH_WIDTH
 from .configuration_moepp import MoEPPConfig
 
 
@@ -58,7 +59,7 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
     biases = head_dim * (heads + 2 * kv_heads) + hidden if config.attention_bias else 0
     attention = projections + biases
     experts = layout.num_experts
-    gate = 8 * experts * (hidden + experts) if moe.gate == "tanh_mlp" else experts * hidden
+    gate = TANH_WIDTH * experts * (hidden + experts) if moe.gate == "tanh_mlp" else experts * hidden
     residual = experts * experts if moe.gating_residual else 0
     router = layers * gate + (layers - 1) * residual
     one_ffn = 3 * hidden * moe.intermediate_size

@@ -1,5 +1,6 @@
 """Training: a typed recipe, transformers' Trainer underneath, routing in the logs, checkpoints that survive a kill."""
 
+from .callbacks import METRICS_FILE, read_metrics
 from .checkpoint import checkpoints
 from .metrics import validation_sources
 from .recipe import Optimization, Recipe, TokenizerSpec, load_recipe
@@ -7,6 +8,7 @@ from .run import RECIPE_FILE, Prepared, TrainResult, prepare, train
 from .tables import data_table
 
 __all__ = [
+    "METRICS_FILE",
     "RECIPE_FILE",
     "Optimization",
     "Prepared",
@@ -17,6 +19,7 @@ __all__ = [
     "data_table",
     "load_recipe",
     "prepare",
+    "read_metrics",
     "train",
     "validation_sources",
 ]

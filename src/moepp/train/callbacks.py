@@ -23,6 +23,11 @@ logger = logging.getLogger("moepp.train")
 METRICS_FILE = "metrics.jsonl"
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """What a run logged: an entry for each logging step and each validation, in order."""
+    return [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
 class MetricsFile(TrainerCallback):
     """One JSON object a logging step, in ``metrics.jsonl``."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config import is_int
 from ..data import DataSpec
 from ..errors import ConfigError, nearest
 from ..model import MoEPPConfig, preset
@@ -102,6 +103,11 @@ class Recipe:
                 "optimization.warmup_steps=%d is not less than training.max_steps=%d: the run ends in its warm-up",
                 *(self.optimization.warmup_steps, self.training["max_steps"]),
             )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that one optimizer step takes."""
+        return self.training.get("per_device_train_batch_size", 8) * self.training.get("gradient_accumulation_steps", 1)
 
     def model_config(self, **overrides: Any) -> MoEPPConfig:
         """The model's configuration, with what the tokenizer decides filled in.
@@ -273,7 +279,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_int(value)
     if annotation in (bool, str):
         return isinstance(value, annotation)
     if origin in (list, tuple, dict):

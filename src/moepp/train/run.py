@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
             tokenizer = load_tokenizer(str(path))
     if (vocab_size := recipe.model.get("vocab_size")) is not None:
         check_vocabulary(tokenizer, vocab_size)
-    samples = _samples_per_step(recipe)
+    samples = recipe.samples_per_step
     with console.status("tokenising") as status:
         data = build_data(
             recipe.data,
@@ -199,10 +199,6 @@ def _run(
     return TrainResult(model, prepared, trainer.last_validation(), None)
 
 
-def _samples_per_step(recipe: Recipe) -> int:
-    return recipe.training.get("per_device_train_batch_size", 8) * recipe.training.get("gradient_accumulation_steps", 1)
-
-
 def _model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> MoEPPConfig:
     config = recipe.model_config(
         vocab_size=len(tokenizer),
@@ -227,7 +223,7 @@ def _identity(recipe: Recipe, config: MoEPPConfig, prepared: Prepared) -> dict[s
         "data (weights)": [source.weight for source in prepared.corpus.sources],
         "tokenizer (hash)": tokenizer_hash(prepared.tokenizer),
         "seed": recipe.seed,
-        "training (samples per step)": _samples_per_step(recipe),
+        "training (samples per step)": recipe.samples_per_step,
     }
 
 

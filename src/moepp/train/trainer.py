@@ -14,7 +14,7 @@ from transformers import Trainer
 from ..config import MoEConfig
 from ..data import TrainingData, ValidationData
 from ..layers import RoutingStats
-from ..model import MoEPPForCausalLM
+from ..model import MoEPPForCausalLM, real_tokens
 from . import checkpoint
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
@@ -101,8 +101,7 @@ class MoEPPTrainer(Trainer):
         )
         loss, outputs = result
         if model.training:
-            mask = inputs.get("attention_mask")
-            mask = None if mask is None else mask.reshape(-1).bool()
+            mask = real_tokens(inputs.get("attention_mask"), inputs["input_ids"].shape[1])
             stats = [RoutingStats.of(routing, mask=mask) for routing in outputs["routing"]]
             share = 1 / self.current_gradient_accumulation_steps
             self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, stats)
