@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counted
 
-    for name, kernel in list(moepp.ops._KERNELS.items()):
-        monkeypatch.setitem(moepp.ops._KERNELS, name, spy(name, kernel))
+    for name, backend in list(moepp.ops._BACKENDS.items()):
+        monkeypatch.setitem(moepp.ops._BACKENDS, name, replace(backend, run=spy(name, backend.run)))
     monkeypatch.setattr(stock, "_grouped_linear", spy("stock grouped", stock._grouped_linear))
     monkeypatch.setattr(stock, "_batched_linear", spy("stock batched", stock._batched_linear))
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", spy("torch grouped_mm", torch.nn.functional.grouped_mm))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..ops import check_backend, expert_ffn
+from ..ops import DenseTerm, check_backend, expert_ffn
 from .routing import INIT_STD
 
 
@@ -31,7 +31,11 @@ class FFNExperts(nn.Module):
         nn.init.normal_(self.down_proj, std=std)
 
     def forward(
-        self, x: Float[Tensor, "T D"], expert: Int[Tensor, "T K"], weight: Float[Tensor, "T K"]
+        self,
+        x: Float[Tensor, "T D"],
+        expert: Int[Tensor, "T K"],
+        weight: Float[Tensor, "T K"],
+        dense: DenseTerm | None = None,
     ) -> Float[Tensor, "T D"]:
-        """The FFN experts' share of Eq. 1; ids outside ``[0, N)`` contribute nothing and cost nothing."""
-        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, backend=self.backend)
+        """The FFN experts' share of Eq. 1, plus ``dense``; ids outside ``[0, N)`` contribute and cost nothing."""
+        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=self.backend)

@@ -5,10 +5,13 @@ T tokens (all leading dimensions flattened), D hidden, E all experts, K top-k.
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import MoEConfig
+from ..ops import add_dense
 from .capacity import apply_keep, keep_mask
 from .ffn_experts import FFNExperts
 from .routing import Router, Routing
@@ -60,21 +63,49 @@ class MoE(nn.Module):
             The layer's output, to be added to the residual stream, and the routing it applied.
         """
         tokens = x.reshape(-1, x.shape[-1])
-        routing = self.router(tokens, previous, selection_bias=selection_bias)
+        projected, mix_logits = self._project(tokens)
+        routing = self.router(tokens, previous, selection_bias=selection_bias, projected=projected)
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
         routing = self._apply_capacity(routing, None if mask is None else mask.reshape(-1))
-        return self.apply_experts(tokens, routing).view_as(x), routing
+        return self.apply_experts(tokens, routing, mix_logits).view_as(x), routing
 
-    def apply_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        """Eq. 1 with the routing given: the FFN experts' share plus the zero-computation experts'."""
-        seen = tokens if self.config.input_scale == 1.0 else tokens * self.config.input_scale
+    def apply_experts(
+        self, tokens: Float[Tensor, "T D"], routing: Routing, mix_logits: Float[Tensor, "T two_C"] | None = None
+    ) -> Float[Tensor, "T D"]:
+        """Eq. 1 with the routing given: the FFN experts' share plus the zero-computation experts'.
+
+        Args:
+            mix_logits: W_c x for the constant experts, where the caller has it already.
+        """
+        layout = self.config.layout()
+        scale = self.config.input_scale
+        seen = tokens if scale == 1.0 else tokens * scale
         # A dropped assignment becomes an id that no expert has, so that it costs no matrix product.
-        ffn_expert = routing.expert.masked_fill(~routing.kept, self.config.layout().num_experts)
-        y = self.experts(seen, ffn_expert, routing.weight)
-        if self.config.layout().num_zero_computation:
-            y = y + self.zero_computation(seen, routing)
-        return y
+        ffn_expert = routing.expert.masked_fill(~routing.kept, layout.num_experts)
+        if not layout.num_zero_computation:
+            return self.experts(seen, ffn_expert, routing.weight)
+        if mix_logits is None:
+            mix_logits = self.zero_computation.mix_logits(tokens)
+        if mix_logits is not None and scale != 1.0:
+            mix_logits = mix_logits * scale
+        dense = self.zero_computation.term(routing, mix_logits)
+        if isinstance(self.experts, FFNExperts):
+            return self.experts(seen, ffn_expert, routing.weight, dense)
+        return add_dense(self.experts(seen, ffn_expert, routing.weight), seen, dense)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The router's rows and W_c's in one float32 product, which reads the tokens once."""
+        with torch.autocast(x.device.type, enabled=False):
+            rows = self.router.projection
+            if self.zero_computation.mix is not None:
+                rows = torch.cat([rows, self.zero_computation.mix.flatten(0, 1).to(rows)])
+            exact = torch.promote_types(x.dtype, torch.float32)
+            projected = F.linear(x.to(exact), rows.to(exact))
+        if self.zero_computation.mix is None:
+            return projected, None
+        routing, mix = projected.tensor_split([len(self.router.projection)], dim=-1)
+        return routing, mix
 
     def _apply_capacity(self, routing: Routing, mask: Tensor | None) -> Routing:
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor

@@ -69,6 +69,7 @@ class Router(nn.Module):
         previous: Float[Tensor, "T E"] | None = None,
         *,
         selection_bias: Float[Tensor, "E"] | None = None,
+        projected: Float[Tensor, "T P"] | None = None,
     ) -> Routing:
         """Routes T tokens.
 
@@ -78,9 +79,10 @@ class Router(nn.Module):
                 Eq. 6's second term out.
             selection_bias: added to the scores for choosing only; the weights don't see it. ``-inf`` disables an
                 expert.
+            projected: ``x @ self.projection.T`` in float32, where the caller has it already.
         """
         with torch.autocast(x.device.type, enabled=False):
-            logits = self._logits(x, previous)
+            logits = self._logits(self._project(x) if projected is None else projected, previous)
             scores = logits if self.config.logits_std is None else _normalise(logits) * self.config.logits_std
             probs = scores.softmax(dim=-1)
             ranking = scores.detach() if selection_bias is None else scores.detach() + selection_bias
@@ -90,14 +92,21 @@ class Router(nn.Module):
             kept = order.values[:, : self.config.top_k] > -torch.inf
             return Routing(logits, probs, expert, self._weight(scores, probs, expert, kept), kept)
 
-    def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
+    @property
+    def projection(self) -> Float[Tensor, "P D"]:
+        """The matrix that meets the tokens: W, or the first of the tanh gate's two."""
+        return self.weight if self.hidden is None else self.hidden.weight
+
+    def _project(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(dtype)
+        return F.linear(x.to(dtype), self.projection.to(dtype))
+
+    def _logits(self, projected: Tensor, previous: Tensor | None) -> Tensor:
+        logits = projected
         if self.hidden is not None:
-            x = F.linear(x, self.hidden.weight.to(dtype)).tanh()
-        logits = F.linear(x, self.weight.to(dtype))
+            logits = F.linear(projected.tanh(), self.weight.to(projected))
         if self.residual is not None and previous is not None:
-            logits = logits + F.linear(previous.to(dtype), self.residual.weight.to(dtype))
+            logits = logits + F.linear(previous.to(logits), self.residual.weight.to(logits))
         return logits
 
     def _weight(self, scores: Tensor, probs: Tensor, expert: Tensor, kept: Tensor) -> Tensor:

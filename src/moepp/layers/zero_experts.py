@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import MoEConfig
+from ..ops import DenseTerm, add_dense
 from .routing import INIT_STD, Routing
 
 
@@ -35,18 +36,26 @@ class ZeroComputationExperts(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         """These experts' share of Eq. 1, computed in float32 (float64 for float64 inputs), returned in x's dtype."""
+        return add_dense(None, x, self.term(routing, self.mix_logits(x)))
+
+    def mix_logits(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T two_C"] | None:
+        """W_c x of Eq. 5 for all constant experts, before the softmax; None in a layer without constants."""
+        if self.mix is None:
+            return None
+        exact = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            weight = self._dense_weight(routing)
-            exact = x.to(weight.dtype)
-            constants = self.layout.constant
-            scale = weight[:, constants : constants + self.layout.copy].sum(dim=-1, keepdim=True)
-            shift = None
-            if self.constant is not None and self.mix is not None:
-                alpha = F.linear(exact, self.mix.flatten(0, 1).to(exact)).unflatten(-1, (constants, 2)).softmax(dim=-1)
-                scale = scale + (weight[:, :constants] * alpha[..., 0]).sum(dim=-1, keepdim=True)
-                shift = (weight[:, :constants] * alpha[..., 1]) @ self.constant.to(exact)
-            out = exact * scale
-            return (out if shift is None else out + shift).to(x.dtype)
+            return F.linear(x.to(exact), self.mix.flatten(0, 1).to(exact))
+
+    def term(self, routing: Routing, mix_logits: Float[Tensor, "T two_C"] | None) -> DenseTerm:
+        """What these experts add to each token, given the routing and :meth:`mix_logits`."""
+        weight = self._dense_weight(routing)
+        constants = self.layout.constant
+        scale = weight[:, constants:].sum(dim=-1)
+        if mix_logits is None:
+            return DenseTerm(scale, None, None)
+        alpha = mix_logits.unflatten(-1, (constants, 2)).softmax(dim=-1)
+        share = weight[:, :constants, None] * alpha
+        return DenseTerm(scale + share[..., 0].sum(dim=-1), share[..., 1], self.constant)
 
     def _dense_weight(self, routing: Routing) -> Tensor:
         """(T, C + copies) weights of the constant and copy experts."""

@@ -21,15 +21,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import ConfigError, nearest
 from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
-from ..ops import BACKENDS, expert_ffn
+from ..ops import BACKENDS, DenseTerm, add_dense, expert_ffn
 from .configuration_moepp import MoEPPConfig
 
 RoutingEdit = Callable[[Routing], Routing]
 
 
 def _ours(backend: str) -> Callable[..., Tensor]:
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, backend=backend)
+    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
+        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
 
     return forward
 
@@ -37,13 +37,13 @@ def _ours(backend: str) -> Callable[..., Tensor]:
 def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """One of transformers' implementations, shown only (token, FFN expert) pairs: other ids would break it."""
 
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
         token, slot = ((expert >= 0) & (expert < self.num_experts)).nonzero(as_tuple=True)
         y = torch.zeros_like(x, dtype=weight.dtype)
         if token.numel():
             pairs = stock(self, x[token], expert[token, slot, None], weight[token, slot, None])
             y = y.index_add(0, token, pairs.to(weight.dtype))
-        return y.to(x.dtype)
+        return y.to(x.dtype) if dense is None else add_dense(y, x, dense)
 
     return forward
 

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import Backend
+from .dense import DenseTerm
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ALIGNMENT = 16  # bytes; grouped_mm wants every row of its operands to start at a multiple
 
@@ -26,7 +29,9 @@ def why_not(x: Tensor, gate_up: Tensor, down: Tensor) -> str | None:
     return None
 
 
-def grouped_ffn(x: Tensor, expert: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def grouped_ffn(
+    x: Tensor, expert: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, _: DenseTerm | None = None
+) -> Tensor:
     """See :func:`moepp.ops.expert_ffn`."""
     num_experts, top_k = gate_up.shape[0], expert.shape[1]
     valid = (expert >= 0) & (expert < num_experts)
@@ -50,3 +55,6 @@ def grouped_ffn(x: Tensor, expert: Tensor, weight: Tensor, gate_up: Tensor, down
         out = torch.where(computed, out, 0)
     out = out * weight.flatten()[order].unsqueeze(-1)  # float32 weights: the sum over K is taken in float32
     return torch.zeros_like(x, dtype=out.dtype).index_add(0, token, out).to(x.dtype)
+
+
+BACKEND = Backend("grouped", grouped_ffn, why_not)

@@ -1,0 +1,26 @@
+"""What a kernel tells :func:`moepp.expert_ffn` about itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .dense import DenseTerm
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, DenseTerm | None], Tensor]
+WhyNot = Callable[[Tensor, Tensor, Tensor], str | None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run FFN experts."""
+
+    name: str
+    run: Kernel
+    """``(x, expert, weight, gate_up, down, dense)``; dense is None unless ``takes_dense``."""
+    why_not: WhyNot
+    """The reason why it cannot run ``(x, gate_up, down)`` here and now; None if it can."""
+    suits: Callable[[Tensor], bool] = lambda x: True
+    """Whether ``"auto"`` considers it for these tokens. If it does and the backend cannot run, auto says so once."""
+    takes_dense: bool = False
+    """Whether it adds a :class:`DenseTerm` in the pass that combines the experts' outputs."""
