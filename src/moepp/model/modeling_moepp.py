@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.moe import ExpertsInterface, use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
@@ -21,43 +21,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import ConfigError, nearest
 from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
-from ..ops import BACKENDS, DenseTerm, add_dense, expert_ffn
+from ..ops import BACKENDS
 from .configuration_moepp import MoEPPConfig
+from .experts_interface import EXPERTS
 
 RoutingEdit = Callable[[Routing], Routing]
-
-
-def _ours(backend: str) -> Callable[..., Tensor]:
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
-        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
-
-    return forward
-
-
-def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One of transformers' implementations, shown only (token, FFN expert) pairs: other ids would break it."""
-
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
-        token, slot = ((expert >= 0) & (expert < self.num_experts)).nonzero(as_tuple=True)
-        y = torch.zeros_like(x, dtype=weight.dtype)
-        if token.numel():
-            pairs = stock(self, x[token], expert[token, slot, None], weight[token, slot, None])
-            y = y.index_add(0, token, pairs.to(weight.dtype))
-        return y.to(x.dtype) if dense is None else add_dense(y, x, dense)
-
-    return forward
-
-
-class MoEPPExpertsInterface(ExpertsInterface):
-    """What ``experts_implementation`` may name: our backends and transformers' implementations."""
-
-    _global_mapping = {  # noqa: RUF012 - transformers' own form
-        **{name: _ours(name) for name in BACKENDS},
-        **{name: _compacted(stock) for name, stock in ExpertsInterface._global_mapping.items()},
-    }
-
-
-EXPERTS = MoEPPExpertsInterface()
 
 
 # transformers looks for the text of this decorator in the model class's own module, else the switch does nothing.
