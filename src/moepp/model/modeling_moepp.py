@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import ConfigError, nearest
-from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
+from ..layers import FFNExperts, MoE, Router, Routing, RoutingStats, ZeroComputationExperts, balance_loss_of
 from ..ops import BACKENDS
 from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
@@ -132,6 +132,8 @@ class MoEPPCausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     routing: tuple[Routing, ...] | None = None
+    routing_stats: tuple[RoutingStats, ...] | None = None
+    """One per layer, padding left out: the counts that the balance loss was computed from."""
 
 
 class MoEPPModel(MoEPPPreTrainedModel):
@@ -282,12 +284,13 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
 
-        loss = lm_loss = layer_balance = None
+        loss = lm_loss = layer_balance = stats = None
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
             moe = self.config.moe
-            layer_balance = torch.stack([balance_loss(routing, moe, mask=mask) for routing in outputs.routing])
+            stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
+            layer_balance = torch.stack([balance_loss_of(layer, moe) for layer in stats])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
                 shifted = kwargs.get("shift_labels")
@@ -304,6 +307,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             routing=outputs.routing if output_routing else None,
+            routing_stats=stats,
         )
 
 
