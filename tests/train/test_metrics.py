@@ -89,7 +89,6 @@ def test_routing_is_counted_once_a_layer_and_step_and_fetched_once_a_log(
         "once",
         "training.max_steps=4",
         "training.logging_steps=2",
-        "training.eval_steps=0",
         "data.validation_fraction=0",
     )
     assert (len(counted), len(fetched)) == (2 * 4, 2)
