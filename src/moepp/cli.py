@@ -72,6 +72,61 @@ def info(
     run_info(preset, override or [], context=context, bytes_per_weight=bytes_per_weight)
 
 
+bench = typer.Typer(help="Measure speed against the machine's peak, the vanilla twin and other implementations.")
+app.add_typer(bench, name="bench", no_args_is_help=True)
+BENCHMARKS = {
+    "experts": "FFN and zero-computation experts at a given routing, without the router.",
+    "layer": "The whole MoE layer forward, router included.",
+    "router": "The router alone, and its share of the layer together with the zero-computation experts.",
+    "decode": "The whole layer forward on a few tokens, as when generating.",
+    "train": "The whole layer forward and backward.",
+}
+
+
+def _benchmark(
+    context: typer.Context,
+    sizes: Annotated[str, typer.Option(help="Of the paper's Table 2: 0.6b, 1b, 2b, 7b; or tiny.")] = "0.6b",
+    tokens: Annotated[str | None, typer.Option(help="In one pass.", show_default="2048; decode: 1,2,4,8")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    tau: Annotated[str, typer.Option(help="In (0, 1]; none for the vanilla layer alone.")] = "0.1,0.25,0.5,0.75,1",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backends: Annotated[str, typer.Option(help="Our kernels, or all.")] = "auto",
+    peers: Annotated[str, typer.Option(help="Other implementations, all, or none.")] = "all",
+    routing: Annotated[
+        str, typer.Option(help="synthetic: tau's exact shares; learned: a trained model's.")
+    ] = "synthetic",
+    model: Annotated[Path | None, typer.Option(help="A trained model's folder, or the demo's.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of measuring, at most.")] = 30,
+    seconds: Annotated[float, typer.Option(help="For one table; at least 5 rounds are run.")] = 20.0,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="experts: the paper's Table A; router: its Table B.")] = False,
+) -> None:
+    from .commands.bench import Options, run_bench
+
+    run_bench(
+        Options(
+            benchmark=str(context.info_name),
+            sizes=sizes,
+            tokens=tokens,
+            dtype=dtype,
+            tau=tau,
+            device=device,
+            backends=backends,
+            peers=peers,
+            routing=routing,
+            model=model,
+            rounds=rounds,
+            seconds=seconds,
+            json=json,
+            paper=paper,
+        )
+    )
+
+
+for _name, _help in BENCHMARKS.items():
+    bench.command(_name, help=_help)(_benchmark)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 
