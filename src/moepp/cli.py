@@ -127,6 +127,44 @@ for _name, _help in BENCHMARKS.items():
     bench.command(_name, help=_help)(_benchmark)
 
 
+@bench.command("model")
+def _bench_model(
+    sizes: Annotated[str, typer.Option(help="Of the paper's Table 2: 0.6b, 1b, 2b, 7b; or tiny.")] = "0.6b",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 (in training, of autocast).")] = "float32",
+    tasks: Annotated[str, typer.Option(help="training, generation.")] = "training,generation",
+    models: Annotated[
+        str, typer.Option(help="Also transformers:moepp_auto, Mixtral with our kernels.")
+    ] = "moepp:auto,vanilla:auto,transformers:grouped_mm",
+    routing: Annotated[
+        str, typer.Option(help="untrained: what fresh weights choose; synthetic: tau's exact shares.")
+    ] = "untrained",
+    batch: Annotated[int, typer.Option(help="Samples in a training step.")] = 2,
+    sequence: Annotated[int, typer.Option(help="Tokens of a training sample.")] = 512,
+    steps: Annotated[int, typer.Option(help="Timed in each process, after its warm-up.")] = 3,
+    new_tokens: Annotated[int, typer.Option(help="To generate after each prompt.")] = 32,
+    rounds: Annotated[int, typer.Option(help="In each, every model has a process of its own.")] = 2,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
+) -> None:
+    """Training and generating with whole models on the CPU: speed and peak memory, Mixtral's beside them."""
+    from .commands.bench_model import Options, run_bench_model
+
+    run_bench_model(
+        Options(
+            sizes=sizes,
+            dtype=dtype,
+            tasks=tasks,
+            models=models,
+            routing=routing,
+            batch=batch,
+            sequence=sequence,
+            steps=steps,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            json=json,
+        )
+    )
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 

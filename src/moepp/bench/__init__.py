@@ -4,6 +4,7 @@ from .layers import PASSES, layer_group
 from .learned import Learned
 from .measure import Case, Group, measure_group
 from .method import Timing, interleave, machine
+from .model import MODELS, Job, Route, Task, run_models
 from .paper import table_a, table_b
 from .peers import PEERS
 from .plan import Layers, Step, run_step
@@ -13,17 +14,21 @@ from .sizes import SIZES, layer_config, model_config
 from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
 __all__ = [
+    "MODELS",
     "PASSES",
     "PEERS",
     "SIZES",
     "Case",
     "Group",
+    "Job",
     "LayerWork",
     "Layers",
     "Learned",
     "Results",
+    "Route",
     "Row",
     "Step",
+    "Task",
     "Timing",
     "capture_work",
     "interleave",
@@ -34,6 +39,7 @@ __all__ = [
     "measure_router",
     "model_config",
     "run_experts",
+    "run_models",
     "run_step",
     "spread_work",
     "synthetic_work",

@@ -1,7 +1,7 @@
 """One model, trained or generating, in a process of its own: ``python -m moepp.bench.model_job JOB``.
 
 Its own, because the peak memory of a process says what a model needs only if no other was in it. The job is JSON, and
-so is the last line of the output: an :class:`Outcome`.
+so is the last line of the output: an outcome.
 """
 
 import json
@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,45 +30,12 @@ from transformers import (
 
 from ..layers import Routing
 from ..model import MoEPPConfig, MoEPPForCausalLM
-from .experts import exact_share_routing
+from .model import Job, Outcome
 from .sizes import model_config
+from .work import exact_share_routing
 
 WARMUP_STEPS = 2  # the first one makes the optimizer's state
 TABLE = 4096  # tokens after which a synthetic routing repeats itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to measure."""
-
-    task: Literal["training", "generation"]
-    variant: str
-    """Whose model, and the experts' implementation: ``moepp:auto``, ``vanilla:auto``, ``transformers:grouped_mm``."""
-    size: str
-    dtype: str
-    """Of the weights; in training, of autocast over float32 weights."""
-    batch: int
-    sequence: int
-    """Tokens of a training sample, or of a prompt."""
-    new_tokens: int
-    steps: int
-    """To be timed: training steps, or generations of all new tokens."""
-    routing: Literal["synthetic", "untrained"]
-    threads: int
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What was measured."""
-
-    seconds: list[float]
-    """Of each step."""
-    peak_memory_bytes: int
-    """Of the process, libraries and building the model included."""
-    parameters: int
-    ffn_per_token: float
-    """FFN experts that a token goes through, the mean over layers, after the steps."""
 
 
 class ExactShares:

@@ -37,8 +37,9 @@ class Row:
     tokens: int
     tau: float | None = None
     """None for what has no zero-computation experts."""
-    routing: Literal["synthetic", "learned"] | None = None
-    """Synthetic: every expert has exactly the share of tau's balance. None where nothing is routed."""
+    routing: Literal["synthetic", "learned", "untrained"] | None = None
+    """Synthetic: every expert has exactly the share of tau's balance. Learned: a trained model's. Untrained: what fresh
+    weights choose. None where nothing is routed."""
     median_s: float | None = None
     """Of one pass through one layer, or through the whole model where the benchmark is of that."""
     iqr_s: float | None = None
@@ -60,6 +61,10 @@ class Row:
     share_of_layer: float | None = None
     """Router benchmark: this part's time over the whole layer's, in the same rounds."""
     peak_memory_bytes: int | None = None
+    batch: int | None = None
+    """Whole models: sequences side by side."""
+    ffn_per_token: float | None = None
+    """Whole models: FFN experts that a token went through, the mean over layers."""
     reason: str | None = None
     """Why nothing was measured, where the times are null."""
 
