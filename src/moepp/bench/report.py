@@ -29,6 +29,10 @@ routing gives each expert exactly the share that tau's balance implies; *learned
 anything is timed, outputs, and in training all gradients, are compared with the backend `reference` on the same
 tensors; what deviates is listed as wrong and not timed. T is tokens. `auto` is what a user gets who chooses nothing."""
 
+NOTE_A = """\
+All T tokens go to one expert of the type. The zero-computation experts of a layer make one pass over the tokens
+together, and each type alone is charged that whole pass."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -151,6 +155,8 @@ def _tables(rows: Sequence[Row]) -> list[str]:
         if measured:
             columns = [c for c in _columns() if any(c.text(row) for row in measured)]
             parts.append(_table([c.name for c in columns], [[c.text(row) for c in columns] for row in measured]))
+        if any(row.variant == "type:zero" for row in measured):
+            parts.append(NOTE_A)
         missing = [row for row in of if row.reason is not None]
         reasons = dict.fromkeys((row.variant, row.reason) for row in missing)
         if reasons:
@@ -177,7 +183,7 @@ def _columns() -> list[_Column]:
         _Column("tau", lambda row: "" if row.tau is None else f"{row.tau:g}"),
         _Column("time", lambda row: duration(row.median_s or 0.0) + _spread(row)),
         _Column("paper, one A100", lambda row: _paper(row)),
-        _Column("FLOPs", lambda row: f"{FLOPS[row.variant]:,}" if row.variant in FLOPS else ""),
+        _Column("FLOPs, the paper's and ours", lambda row: f"{FLOPS[row.variant]:,}" if row.variant in FLOPS else ""),
         _Column("tokens/s", lambda row: f"{row.tokens_per_s:,.0f}" if row.tokens_per_s and row.tokens else ""),
         _Column("of peak", lambda row: _percent(row.fraction_of_peak)),
         _Column("of memory read", lambda row: _percent(row.fraction_of_bandwidth)),
