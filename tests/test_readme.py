@@ -72,6 +72,12 @@ def test_commands_exist(line: str) -> None:
     if command == "train":
         recipe, *overrides = [a for a in arguments if not a.startswith("--")]
         assert load_recipe(ROOT / recipe, overrides).output_dir == "runs/mine"
+    elif command == "bench":
+        from moepp.commands.bench import plan
+
+        from .commands.test_bench import options_of
+
+        assert arguments[0] == "report" or plan(options_of(line.partition("#")[0]))
     else:
         assert command == "info"
         preset(arguments[0])

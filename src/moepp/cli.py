@@ -165,6 +165,17 @@ def _bench_model(
     )
 
 
+@bench.command("report")
+def bench_report(
+    results: Annotated[Path, typer.Argument(help="The folder with the JSON files.")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="The page; plots go to images/ beside it.")] = Path("docs/performance.md"),
+) -> None:
+    """Write the page with all results, targets and plots."""
+    from .commands.bench_report import run_report
+
+    run_report(results, out)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 

@@ -8,6 +8,7 @@ from .model import MODELS, Job, Route, Task, run_models
 from .paper import table_a, table_b
 from .peers import PEERS
 from .plan import Layers, Step, run_step
+from .report import machines, read_results, report
 from .router import measure_router
 from .rows import Results, Row
 from .sizes import SIZES, layer_config, model_config
@@ -35,9 +36,12 @@ __all__ = [
     "layer_config",
     "layer_group",
     "machine",
+    "machines",
     "measure_group",
     "measure_router",
     "model_config",
+    "read_results",
+    "report",
     "run_experts",
     "run_models",
     "run_step",

@@ -139,7 +139,7 @@ def _check(group: Group, budget: float | None, say: Say) -> tuple[list[Variant],
     checked, failed = [], []
     for name, truth in group.truths.items():
         say(f"the reference of {name}")
-        expected = [tensor.detach().clone() for tensor in truth()]
+        expected = truth()
         for variant in (one for one in group.variants if one.truth == name):
             say(f"checking {variant.row.variant}")
             row, fine = _check_one(variant, expected, TOLERANCE[group.case.dtype], budget)

@@ -155,15 +155,15 @@ def spread_work(layers: Sequence[MoE], tau: float | None, tokens: int, *, steps:
     config = layers[0].config if tau is None else dataclasses.replace(layers[0].config, tau=tau)
     count = steps * len(layers)
     routing = exact_share_routing(config, count * tokens, seed=0)
-    generator = torch.Generator().manual_seed(1)
+    device = parameter.device
+    generator = torch.Generator(device).manual_seed(1)
     found = []
     for index in range(count):
         part = Routing(*(field[index * tokens : (index + 1) * tokens] for field in routing))
-        x = torch.randn(tokens, config.hidden_size, generator=generator).to(parameter)
-        previous = torch.randn(tokens, config.layout().num_experts, generator=generator).to(parameter.device)
-        found.append(
-            LayerWork(layers[index % len(layers)], x, to_device(part, parameter.device), previous, prescribed=True)
-        )
+        x = torch.randn(tokens, config.hidden_size, generator=generator, device=device).to(parameter.dtype)
+        previous = torch.randn(tokens, config.layout().num_experts, generator=generator, device=device)
+        layer, part = layers[index % len(layers)], to_device(part, device)
+        found.append(LayerWork(layer, x, part, previous, prescribed=True))
     return found
 
 

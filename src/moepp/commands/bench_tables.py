@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bench import Row
+from ..format import duration
 
 
 def print_rows(title: str, rows: Sequence[Row], console: Console) -> None:
@@ -24,14 +25,6 @@ def print_rows(title: str, rows: Sequence[Row], console: Console) -> None:
             console.print(
                 f"{row.variant}{tau} not measured: {row.reason}", highlight=False, soft_wrap=True, markup=False
             )
-
-
-def duration(seconds: float) -> str:
-    """``12.3 ms``; three digits."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
 
 
 def _cells(row: Row) -> list[str]:
