@@ -73,11 +73,15 @@ def test_commands_exist(line: str) -> None:
         recipe, *overrides = [a for a in arguments if not a.startswith("--")]
         assert load_recipe(ROOT / recipe, overrides).output_dir == "runs/mine"
     elif command == "bench":
-        from moepp.commands.bench import plan
+        from moepp.commands import bench, bench_model
 
-        from .commands.test_bench import options_of
+        from .commands import test_bench, test_bench_model
 
-        assert arguments[0] == "report" or plan(options_of(line.partition("#")[0]))
+        typed = line.partition("#")[0]
+        if arguments[0] == "model":
+            assert bench_model.plan(test_bench_model.options_of(typed))
+        else:
+            assert arguments[0] == "report" or bench.plan(test_bench.options_of(typed))
     else:
         assert command == "info"
         preset(arguments[0])

@@ -140,8 +140,8 @@ def _bench_model(
     ] = "untrained",
     batch: Annotated[int, typer.Option(help="Samples in a training step.")] = 2,
     sequence: Annotated[int, typer.Option(help="Tokens of a training sample.")] = 512,
-    steps: Annotated[int, typer.Option(help="Timed in each process, after its warm-up.")] = 3,
-    new_tokens: Annotated[int, typer.Option(help="To generate after each prompt.")] = 32,
+    steps: Annotated[int, typer.Option(help="Timed in each process, after its warm-up.")] = 2,
+    new_tokens: Annotated[int, typer.Option(help="To generate after each prompt.")] = 16,
     rounds: Annotated[int, typer.Option(help="In each, every model has a process of its own.")] = 2,
     json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
 ) -> None:

@@ -1,9 +1,12 @@
 """``moepp bench model``: its options, its table and its file."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import moepp.bench.model
@@ -12,6 +15,19 @@ from moepp.bench.model import Job, Outcome
 from moepp.cli import app
 from moepp.commands.bench_model import Options, plan
 from moepp.errors import ConfigError
+
+
+def options_of(line: str) -> Options:
+    """What the real command line makes of ``moepp bench model …``."""
+    program, command, name, *arguments = shlex.split(line)
+    assert (program, command, name) == ("moepp", "bench", "model")
+    group: Any = typer.main.get_command(app)
+    benchmark: click.Command = group.commands["bench"].commands[name]
+    return Options(**benchmark.make_context(name, arguments).params)
+
+
+def test_the_command_lines_defaults_are_the_options() -> None:
+    assert options_of("moepp bench model") == Options()
 
 
 def fake(job: Job) -> Outcome | str:
@@ -35,8 +51,8 @@ def test_the_command_prints_a_table_a_group_and_writes_its_rows(
     rows = Results.read(file).rows
     assert [(row.pass_, row.batch, row.tokens) for row in rows[::3]] == [
         ("training", 2, 1024),
-        ("generation", 1, 32),
-        ("generation", 8, 256),
+        ("generation", 1, 16),
+        ("generation", 8, 128),
     ]
     assert len(rows) == 9
 

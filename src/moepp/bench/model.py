@@ -110,7 +110,7 @@ def _row(job: Job, outcomes: Sequence[Outcome], medians: dict[str, float], reaso
         batch=job.batch,
         tokens=tokens,
         tau=model_config(job.size).tau if job.variant.startswith("moepp:") else None,
-        routing=job.routing if ours else "untrained",
+        routing=job.routing if ours else None,
         reason=reason,
     )
     if median is None:

@@ -34,7 +34,7 @@ from .model import Job, Outcome
 from .sizes import model_config
 from .work import exact_share_routing
 
-WARMUP_STEPS = 2  # the first one makes the optimizer's state
+WARMUP_STEPS = 1  # it makes the optimizer's state
 TABLE = 4096  # tokens after which a synthetic routing repeats itself
 
 

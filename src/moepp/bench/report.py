@@ -179,6 +179,8 @@ class _Column:
 def _columns() -> list[_Column]:
     return [
         _Column("variant", lambda row: row.variant),
+        _Column("pass", lambda row: row.pass_ if row.benchmark == "model" else ""),
+        _Column("batch", lambda row: str(row.batch or "")),
         _Column("T", lambda row: str(row.tokens) if row.tokens else ""),
         _Column("tau", lambda row: "" if row.tau is None else f"{row.tau:g}"),
         _Column("time", lambda row: duration(row.median_s or 0.0) + _spread(row)),
@@ -195,6 +197,7 @@ def _columns() -> list[_Column]:
             _Column(f"over {name.partition(':')[2] or name}", lambda row, name=name: _over(row, lambda n: n == name))
             for name in (peer.variant for peer in PEERS.values())
         ),
+        _Column("FFN experts per token", lambda row: f"{row.ffn_per_token:.2f}" if row.ffn_per_token else ""),
         _Column("memory", lambda row: f"{row.peak_memory_bytes / 2**30:.2f} GiB" if row.peak_memory_bytes else ""),
     ]
 

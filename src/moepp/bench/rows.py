@@ -39,7 +39,7 @@ class Row:
     """None for what has no zero-computation experts."""
     routing: Literal["synthetic", "learned", "untrained"] | None = None
     """Synthetic: every expert has exactly the share of tau's balance. Learned: a trained model's. Untrained: what fresh
-    weights choose. None where nothing is routed."""
+    weights choose. None where nothing is routed, or by a model whose router is not ours."""
     median_s: float | None = None
     """Of one pass through one layer, or through the whole model where the benchmark is of that."""
     iqr_s: float | None = None

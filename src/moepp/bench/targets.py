@@ -18,6 +18,7 @@ class Tokens:
 
 FEW = Tokens("T = 256", lambda tokens: tokens == 256)
 MANY = Tokens("T = 2048, 8192", lambda tokens: tokens in (2048, 8192))
+ANY = Tokens("", lambda tokens: True)
 GPU = Tokens("T ≥ 8192", lambda tokens: tokens >= 8192)
 ONE = Tokens("T = 1", lambda tokens: tokens == 1)
 
@@ -36,6 +37,8 @@ class Target:
     size: str | None = None
     tokens: Tokens
     tau: Callable[[float], bool] | None = None
+    routing: str | None = "synthetic"
+    pass_: str | None = None
 
     def values(self, rows: Sequence[Row]) -> list[tuple[float, Row]]:
         """What was measured, the worst first."""
@@ -48,7 +51,8 @@ class Target:
     def _about(self, row: Row) -> bool:
         return (
             (row.benchmark, row.variant) == (self.benchmark, self.variant)
-            and row.routing == "synthetic"
+            and self.routing in (None, row.routing)
+            and self.pass_ in (None, row.pass_)
             and self.dtype in (None, row.dtype)
             and self.size in (None, row.size)
             and self.tokens.about(row.tokens)
@@ -70,6 +74,10 @@ def _share(row: Row) -> float | None:
 
 def _over_grouped_mm(row: Row) -> float | None:
     return row.speedup_over.get(GROUPED_MM)
+
+
+def _over_vanilla(row: Row) -> float | None:
+    return row.speedup_over.get("vanilla:auto")
 
 
 def _over_best_peer(row: Row) -> float | None:
@@ -155,6 +163,27 @@ def _router_share(tokens: Tokens, wanted: float) -> Target:
     )
 
 
+def _whole_models() -> list[Target]:
+    return [
+        Target(
+            text=f"{pass_} with the whole model, 0.6b: {text}",
+            benchmark="model",
+            variant=variant,
+            value=value,
+            wanted=wanted,
+            size="0.6b",
+            tokens=ANY,
+            routing=None,
+            pass_=pass_,
+        )
+        for pass_ in ("training", "generation")
+        for text, variant, value, wanted in (
+            ("MoE++ over its vanilla twin", "moepp:auto", _over_vanilla, 1.15),
+            ("vanilla over Mixtral", "vanilla:auto", _over_grouped_mm, 1.0),
+        )
+    ]
+
+
 def _from_half(tau: float) -> bool:
     return tau >= 0.5
 
@@ -172,6 +201,7 @@ CPU_TARGETS: Sequence[Target] = (
         },
     ),
     _router_share(MANY, 0.04),
+    *_whole_models(),
 )
 """On two cores."""
 

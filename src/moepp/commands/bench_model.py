@@ -32,8 +32,8 @@ class Options:
     routing: str = "untrained"
     batch: int = 2
     sequence: int = 512
-    steps: int = 3
-    new_tokens: int = 32
+    steps: int = 2
+    new_tokens: int = 16
     rounds: int = 2
     json: Path | None = None
 
