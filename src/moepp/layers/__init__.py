@@ -2,7 +2,7 @@
 
 from .capacity import expert_capacity, keep_mask
 from .ffn_experts import FFNExperts
-from .losses import balance_loss, z_loss
+from .losses import balance_loss, balance_loss_of, z_loss
 from .moe import MoE
 from .routing import Router, Routing
 from .stats import RoutingStats
@@ -16,6 +16,7 @@ __all__ = [
     "RoutingStats",
     "ZeroComputationExperts",
     "balance_loss",
+    "balance_loss_of",
     "expert_capacity",
     "keep_mask",
     "z_loss",
