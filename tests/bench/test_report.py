@@ -97,6 +97,15 @@ def test_columns_without_a_value_are_left_out() -> None:
     assert "| vanilla:auto | 2048 | 500 ms ± 1% | 4,096 | 1.25× |" in text
 
 
+def test_every_ratio_has_its_column_and_whole_models_their_pass() -> None:
+    one = row(
+        "model", "moepp", speedup_over={"vanilla:auto": 1.2, "transformers:mixtral": 1.5}, peak_memory_bytes=2**30
+    )
+    text = report([results(one)])
+    assert "| variant | pass | T | time | tokens/s | over vanilla | over mixtral | memory |" in text
+    assert "| 1.20× | 1.50× | 1.00 GiB |" in text
+
+
 def test_router_flops_are_those_of_the_papers_table_b() -> None:
     config = layer_config("7b")
 

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from moepp import cli
-from moepp.bench import PEERS, Case, Results, Row, layer_config
+from moepp.bench import PEERS, Case, Results, Row, Step, layer_config
 from moepp.bench.work import capture_work
 from moepp.commands import bench as bench_command
 from moepp.commands import gpu_bench
@@ -251,8 +251,22 @@ def test_time_that_is_over_leaves_the_rest_unmeasured_and_no_step_eats_anothers(
     steps = gpu_bench.plan(("tiny",), (16, 32, 64), "cpu")
     left = gpu_bench.run_plan(steps, 100.0, lambda *_: None, clock=lambda: now)
     assert len(budgets) == 3
-    assert left == steps[3:]
+    assert left == [(step, "no time left") for step in steps[3:]]
     assert all(1.0 <= budget <= 10.0 for budget in budgets)
+
+
+def test_a_step_without_memory_is_named_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = gpu_bench.plan(("tiny",), (16,), "cpu")
+
+    def run(step: Step, *_: object, **__: object) -> list[Row]:
+        if step is steps[0]:
+            raise torch.OutOfMemoryError("out of memory\nand a table")
+        return []
+
+    monkeypatch.setattr(gpu_bench, "run_step", run)
+    done: list[Step] = []
+    assert gpu_bench.run_plan(steps, 100.0, lambda step, _: done.append(step)) == [(steps[0], "out of memory")]
+    assert done == steps[1:]
 
 
 def test_a_case_says_its_dtype_as_torch_does() -> None:

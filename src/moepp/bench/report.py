@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..format import duration
 from .paper import FLOPS, MILLISECONDS
-from .peers import PEERS
 from .rows import Results, Row
 from .targets import CPU_TARGETS, GPU_TARGETS, Target
 
@@ -153,7 +152,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
         measured = [row for row in of if row.median_s is not None]
         parts.append(f"**{size}, {dtype}{routing}**")
         if measured:
-            columns = [c for c in _columns() if any(c.text(row) for row in measured)]
+            columns = [c for c in _columns(measured) if any(c.text(row) for row in measured)]
             parts.append(_table([c.name for c in columns], [[c.text(row) for c in columns] for row in measured]))
         if any(row.variant == "type:zero" for row in measured):
             parts.append(NOTE_A)
@@ -176,7 +175,8 @@ class _Column:
     text: Callable[[Row], str]
 
 
-def _columns() -> list[_Column]:
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    others = dict.fromkeys(name for row in rows for name in row.speedup_over if not name.startswith("vanilla:"))
     return [
         _Column("variant", lambda row: row.variant),
         _Column("pass", lambda row: row.pass_ if row.benchmark == "model" else ""),
@@ -194,8 +194,10 @@ def _columns() -> list[_Column]:
         _Column("bound", lambda row: f"{row.bound:.2f}" if row.bound else ""),
         _Column("fraction of the bound", lambda row: f"{row.fraction_of_bound:.2f}" if row.fraction_of_bound else ""),
         *(
-            _Column(f"over {name.partition(':')[2] or name}", lambda row, name=name: _over(row, lambda n: n == name))
-            for name in (peer.variant for peer in PEERS.values())
+            _Column(
+                f"over {name.removeprefix('transformers:')}", lambda row, name=name: _over(row, lambda n: n == name)
+            )
+            for name in others
         ),
         _Column("FFN experts per token", lambda row: f"{row.ffn_per_token:.2f}" if row.ffn_per_token else ""),
         _Column("memory", lambda row: f"{row.peak_memory_bytes / 2**30:.2f} GiB" if row.peak_memory_bytes else ""),

@@ -58,24 +58,29 @@ def run_plan(
     seconds: float,
     done: Callable[[Step, list[Row]], None],
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Step]:
+) -> list[tuple[Step, str]]:
     """Runs steps until the time is over, sharing what is left of it among those to come.
 
     A step's share is for its timing; checking and preparing come on top, so later steps get what earlier ones left.
 
     Returns:
-        The steps that there was no time for.
+        The steps that there was no time or memory for, with the reason.
     """
-    begin = clock()
+    begin, missing = clock(), []
     layers = Layers()
     for index, step in enumerate(steps):
         left = seconds - (clock() - begin)
         if left <= 0:
-            return list(steps[index:])
+            return [*missing, *((other, "no time left") for other in steps[index:])]
         # Half for the timing: at most a tenth of all, so that one step cannot eat what the others need.
         budget = min(max(left / (len(steps) - index) / 2, 1.0), seconds / 10)
-        done(step, run_step(step, layers, rounds=30, budget=budget))
-    return []
+        try:
+            rows = run_step(step, layers, rounds=30, budget=budget)
+        except torch.OutOfMemoryError as error:
+            missing.append((step, str(error).splitlines()[0]))
+            continue
+        done(step, rows)
+    return missing
 
 
 def run_gpu_bench(console: Console, folder: Path = RESULTS) -> None:
@@ -98,8 +103,8 @@ def run_gpu_bench(console: Console, folder: Path = RESULTS) -> None:
         rows.extend(found)
         Results.here("make gpu", rows).write(file)
 
-    for step in run_plan(plan(), SECONDS, done):
-        console.print(f"not measured, no time left: {step.case.name}", highlight=False)
+    for step, reason in run_plan(plan(), SECONDS, done):
+        console.print(f"{step.case.name} not measured: {reason}", highlight=False, markup=False)
     console.print(f"results: {file}; write docs/performance.md with `moepp bench report`", highlight=False)
 
 
