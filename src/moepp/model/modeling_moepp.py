@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import ConfigError, nearest
-from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
+from ..layers import FFNExperts, MoE, QuantizedExperts, Router, Routing, ZeroComputationExperts, balance_loss
 from ..ops import BACKENDS, DenseTerm, add_dense, expert_ffn
 from .configuration_moepp import MoEPPConfig
 
@@ -132,6 +132,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if requested not in names:
             raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers'; quantised experts lie as this processor's kernels want them and are not saved."""
+        if any(isinstance(module, QuantizedExperts) for module in self.modules()):
+            raise ConfigError(
+                "a model with quantised experts is not saved; save the original, quantise after loading it"
+            )
+        return super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
