@@ -58,6 +58,8 @@ def run_perplexity(run: Path, out: Path | None) -> None:
     for name in (RECIPE_FILE, "config.json"):
         if not (run / name).is_file():
             raise DataError(f"{run} holds no {name}; give the output_dir of a finished training run")
+    if out is not None and not out.parent.is_dir():  # said before the minutes that evaluating takes
+        raise DataError(f"--json={str(out)!r} cannot be written: there is no folder {out.parent}; make it")
     console = Console()
     recipe = load_recipe(run / RECIPE_FILE)
     prepared = prepare(recipe, console, saved_tokenizer=run)
@@ -77,10 +79,7 @@ def run_perplexity(run: Path, out: Path | None) -> None:
             "tokens": sum(data.blocks.size for data in prepared.data.validation.values()),
             "rows": [asdict(row) for row in rows],
         }
-        try:
-            out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--json={str(out)!r} cannot be written: {error}; choose another file") from error
+        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(run: Path, prepared: Prepared) -> list[Measured]:

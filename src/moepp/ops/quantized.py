@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import BackendUnavailable, ConfigError, nearest
+from ..errors import BackendUnavailable, ConfigError
 
 GROUP = 32
 _ROWS = 16  # int4's kernel takes rows by so many
@@ -34,6 +34,7 @@ class Quantized(NamedTuple):
 
     codes: Tensor
     scale: Tensor
+    """bfloat16; a model that was cast to another dtype took it along."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ SCHEMES = tuple(_SCHEMES)
 def check_scheme(scheme: str) -> None:
     """Raises ConfigError when no scheme has this name."""
     if scheme not in SCHEMES:
-        raise ConfigError(f"scheme={scheme!r} does not exist; {nearest(scheme, SCHEMES)}")
+        raise ConfigError(f"scheme={scheme!r} does not exist; choose one of {', '.join(SCHEMES)}")
 
 
 @torch.no_grad()
@@ -145,8 +146,8 @@ def quantized_ffn(
     y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def swiglu(x: Tensor, index: int) -> Tensor:
-        gate, up = product(x, gate_up.codes[index], gate_up.scale[index]).chunk(2, dim=-1)
-        return product(F.silu(gate) * up, down.codes[index], down.scale[index])
+        gate, up = product(x, gate_up.codes[index], gate_up.scale[index].to(_COMPUTE)).chunk(2, dim=-1)
+        return product(F.silu(gate) * up, down.codes[index], down.scale[index].to(_COMPUTE))
 
     chosen = expert.flatten().tolist()
     if len(x) == 1:  # looking for an expert's tokens would take a fifth of the time
