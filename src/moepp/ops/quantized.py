@@ -55,7 +55,7 @@ def _quantize_int8(w: Float[Tensor, "R C"]) -> Quantized:
     # The scale is rounded before it is divided by, so that what it is multiplied with again is exact.
     scale = (w.abs().amax(-1) / _LARGEST["int8"]).to(_COMPUTE)
     steps = w / _nonzero(scale.float()).unsqueeze(-1)
-    return Quantized(steps.round().clamp(-_LARGEST["int8"], _LARGEST["int8"]).to(torch.int8), scale)
+    return Quantized(steps.round_().clamp_(-_LARGEST["int8"], _LARGEST["int8"]).to(torch.int8), scale)
 
 
 def _product_int8(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def _quantize_int4(w: Float[Tensor, "R C"]) -> Quantized:
     low, high = groups.aminmax(dim=-1)
     scale = ((high - low) / _LARGEST["int4"]).to(_COMPUTE)
     zero = (low + 8 * scale.float()).to(_COMPUTE)
-    steps = (groups - zero.float().unsqueeze(-1)) / _nonzero(scale.float()).unsqueeze(-1)
-    codes = (steps.round() + 8).clamp(0, _LARGEST["int4"]).to(torch.int32).flatten(-2)
+    steps = (groups - zero.float().unsqueeze(-1)).div_(_nonzero(scale.float()).unsqueeze(-1))
+    codes = steps.round_().add_(8).clamp_(0, _LARGEST["int4"]).to(torch.int32).flatten(-2)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)  # 1: tiles matter on GPUs only
     return Quantized(packed, torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())
 
