@@ -35,5 +35,6 @@ def quantize_experts(model: Model, scheme: str) -> Model:
     for layer in layers:
         if not isinstance(layer.experts, FFNExperts):
             raise ConfigError("model is quantised already; load it again to quantise it differently")
+        layer.experts.unpack()
         layer.experts = QuantizedExperts(layer.experts, scheme)
     return model
