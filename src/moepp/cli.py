@@ -176,6 +176,19 @@ def bench_report(
     run_report(results, out)
 
 
+@app.command()
+def perplexity(
+    run: Annotated[
+        Path, typer.Argument(help="The output_dir of a finished training run; the demo's: runs/demo/moepp.")
+    ],
+    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+) -> None:
+    """Loss and perplexity of a trained model in float32 and bfloat16, with its FFN experts in full, 8 and 4 bits."""
+    from .commands.perplexity import run_perplexity
+
+    run_perplexity(run, json)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 

@@ -20,7 +20,16 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import ConfigError, nearest
-from ..layers import FFNExperts, MoE, Router, Routing, RoutingStats, ZeroComputationExperts, balance_loss_of
+from ..layers import (
+    FFNExperts,
+    MoE,
+    QuantizedExperts,
+    Router,
+    Routing,
+    RoutingStats,
+    ZeroComputationExperts,
+    balance_loss_of,
+)
 from ..ops import BACKENDS
 from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
@@ -100,6 +109,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if requested not in names:
             raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers'; quantised experts lie as this processor's kernels want them and are not saved."""
+        if any(isinstance(module, QuantizedExperts) for module in self.modules()):
+            raise ConfigError(
+                "a model with quantised experts is not saved; save the original, quantise after loading it"
+            )
+        return super().save_pretrained(*args, **kwargs)
 
     def pack_for_inference(self) -> None:
         """Brings all experts' weights into the order that the fastest CPU backend reads, in place, layer by layer.
