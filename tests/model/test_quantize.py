@@ -130,3 +130,14 @@ def test_quantising_twice_or_nothing_is_refused() -> None:
         quantize_experts(quantize_experts(model(), "int8"), "int4")
     with pytest.raises(ConfigError, match=r"no MoE layers"):
         quantize_experts(torch.nn.Linear(2, 2), "int8")
+
+
+def test_packed_experts_are_quantised_alike() -> None:
+    packed = model().to(torch.bfloat16)
+    try:
+        packed.pack_for_inference()
+    except BackendUnavailable as reason:
+        pytest.skip(str(reason))
+    plain = quantize_experts(model().to(torch.bfloat16), "int8").state_dict()
+    again = quantize_experts(packed, "int8").state_dict()
+    assert all(torch.equal(again[name], values) for name, values in plain.items())
