@@ -90,7 +90,7 @@ def _benchmark(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     tau: Annotated[str, typer.Option(help="In (0, 1]; none for the vanilla layer alone.")] = "0.1,0.25,0.5,0.75,1",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    backends: Annotated[str, typer.Option(help="Our kernels, or all.")] = "auto",
+    backends: Annotated[str, typer.Option(help="Our kernels, or all; decode: int8, int4 too.")] = "auto",
     peers: Annotated[str, typer.Option(help="Other implementations, all, or none.")] = "all",
     routing: Annotated[
         str, typer.Option(help="synthetic: tau's exact shares; learned: a trained model's.")

@@ -17,6 +17,7 @@ from ..tolerances import RELATIVE_TO_LARGEST
 
 HERE = ("eager", "grouped_mm", "batched_mm", "longcat_flash")
 TAUS = (0.25, 1.0)
+ALL = ("auto", "int8", "int4")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,18 @@ def test_peers_are_compared_with_the_same_work_of_ours() -> None:
         assert set(rows["moepp:auto", 0.25].speedup_over) == {"vanilla:auto"}
 
 
+def test_decoding_with_quantised_experts_is_compared_with_full_ones_and_reads_fewer_bytes() -> None:
+    rows = rows_of("decode", ["auto", "int8", "int4"], tokens=4, dtype=torch.bfloat16)
+    assert set(rows["moepp:int4", 0.25].speedup_over) == {"vanilla:int4", "moepp:auto"}
+    assert set(rows["vanilla:int8", None].speedup_over) == {"vanilla:auto"}
+    assert not {"ffn:int8", "ffn:int4"} & {variant for variant, _ in rows}
+    read = {name: (row := rows[f"vanilla:{name}", None]).fraction_of_bandwidth * row.median_s for name in ALL}
+    assert read["int8"] / read["auto"] == pytest.approx(1 / 2)
+    assert read["int4"] / read["auto"] == pytest.approx(5 / 16)
+    error = {name: rows[f"vanilla:{name}", None].max_relative_error for name in ALL}
+    assert error["auto"] < error["int8"] < error["int4"]
+
+
 def test_bound_is_table_1s_at_the_routing_that_was_run() -> None:
     rows = rows_of("layer", ["auto"], tokens=7000)
     # 4 FFN experts at tau against 4 others: (4 tau + 4) / 4 tau.
@@ -117,7 +130,7 @@ def test_decoding_goes_through_several_layers_with_the_exact_share_in_all() -> N
     assert {item.ffn_assignments for item in work} == {0, 1}
     for item in work[:5]:
         touched = {int(e) for e in item.routing.expert.flatten() if e < 4}
-        assert item.touched_bytes == len(touched) * 3 * 64 * 128 * 4
+        assert item.touched_weights == len(touched) * 3 * 64 * 128
 
 
 def test_training_compares_all_gradients() -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..ops import DenseTerm, expert_ffn
-from .measure import Case, Group, Run, Variant
+from ..ops.quantized import SCHEMES, bytes_per_weight
+from .measure import QUANTIZED_TOLERANCE, Case, Group, Run, Variant
 from .peers import PEERS, Experts, Setting
 from .rows import Pass, Row
 from .work import LayerWork, on_backend
@@ -38,12 +39,12 @@ def layer_group(case: Case, works: Works, backends: Sequence[str], peers: Sequen
     for tau, work in works.items():
         name = "vanilla" if tau is None else f"tau {tau:g}"
         truths[name] = _layers(case, work, "reference")
-        variants += [_ours(case, works, tau, backend, name, peers) for backend in backends]
+        variants += [_ours(case, works, tau, backend, name, backends, peers) for backend in backends]
     if peers and case.benchmark != "layer":
         alone = case.benchmark != "experts"
         if alone:
             truths["ffn"] = _ffn(case, works[None], _expert_ffn("reference"))
-            variants += [_alone(case, works[None], backend, peers) for backend in backends]
+            variants += [_alone(case, works[None], backend, peers) for backend in backends if backend not in SCHEMES]
         for peer in peers:
             found = _peer(case, works, peer, "ffn" if alone else "vanilla")
             if isinstance(found, Row):
@@ -55,22 +56,27 @@ def layer_group(case: Case, works: Works, backends: Sequence[str], peers: Sequen
     return Group(case, variants, truths, absent, read=case.benchmark == "decode")
 
 
-def _ours(case: Case, works: Works, tau: float | None, backend: str, truth: str, peers: Sequence[str]) -> Variant:
+def _ours(
+    case: Case, works: Works, tau: float | None, backend: str, truth: str, backends: Sequence[str], peers: Sequence[str]
+) -> Variant:
     work, twins = works[tau], works[None]
+    kind = "vanilla" if tau is None else "moepp"
     over: list[str] = []
+    if backend in SCHEMES:
+        over = [f"{kind}:{full}@{tau}" for full in backends if full not in SCHEMES]
     if case.benchmark == "experts":
         over = [f"{PEERS[peer].variant}@{tau}" for peer in peers if tau is None or PEERS[peer].identities]
     bound = None
     if tau is not None:
         bound = sum(item.ffn_assignments for item in twins) / sum(item.ffn_assignments for item in work)
-    kind = "vanilla" if tau is None else "moepp"
     return Variant(
         row=case.row(f"{kind}:{backend}", PASSES[case.benchmark], tau=tau, bound=bound),
         run=_layers(case, work, backend),
         truth=truth,
         twin=None if tau is None else f"vanilla:{backend}@None",
         over=over,
-        **_counts(case, work),
+        tolerance=QUANTIZED_TOLERANCE.get(backend),
+        **_counts(case, work, backend),
     )
 
 
@@ -106,11 +112,12 @@ def _peer(case: Case, works: Works, name: str, truth: str) -> list[Variant] | Ro
     return variants
 
 
-def _counts(case: Case, work: Sequence[LayerWork]) -> dict[str, Any]:
+def _counts(case: Case, work: Sequence[LayerWork], backend: str = "") -> dict[str, Any]:
+    per_weight = bytes_per_weight(backend) if backend in SCHEMES else case.dtype.itemsize
     return {
         "passes": len(work),
         "flops": sum(item.ffn_flops for item in work) * (3 if case.benchmark == "train" else 1),
-        "touched_bytes": sum(item.touched_bytes for item in work),
+        "touched_bytes": sum(item.touched_weights for item in work) * per_weight,
     }
 
 

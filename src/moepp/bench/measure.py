@@ -17,6 +17,8 @@ from .rows import Pass, Row
 # How far from the reference a result may be, as a share of the reference's largest element. One rounding is about
 # 2**-24, 2**-11 and 2**-8; a layer makes a handful of them.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+# Quantised weights are other weights: what is allowed is what their rounding does to a layer of normal ones.
+QUANTIZED_TOLERANCE = {"int8": 5e-2, "int4": 0.3}
 # Other people's code fails in its own ways, when it is called.
 PEER_FAILURES = (RuntimeError, ImportError, OSError, ValueError, TypeError, AttributeError, AssertionError)
 
@@ -79,6 +81,8 @@ class Variant:
     """Key of the vanilla twin."""
     over: Sequence[str] = ()
     """Keys of what else its speed is compared with."""
+    tolerance: float | None = None
+    """How far from the truth it may be, if further than its dtype says."""
     foreign: bool = False
 
     @property
@@ -142,7 +146,7 @@ def _check(group: Group, budget: float | None, say: Say) -> tuple[list[Variant],
         expected = truth()
         for variant in (one for one in group.variants if one.truth == name):
             say(f"checking {variant.row.variant}")
-            row, fine = _check_one(variant, expected, TOLERANCE[group.case.dtype], budget)
+            row, fine = _check_one(variant, expected, variant.tolerance or TOLERANCE[group.case.dtype], budget)
             if fine:
                 checked.append(replace(variant, row=row))
             else:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..layers import FFNExperts, MoE, Routing
+from ..layers import FFNExperts, MoE, QuantizedExperts, Routing
+from ..ops.quantized import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ class LayerWork:
         return 2.0 * 3 * config.hidden_size * config.intermediate_size * self.ffn_assignments
 
     @property
-    def touched_bytes(self) -> int:
-        """Of the weights of those FFN experts that have a token."""
+    def touched_weights(self) -> int:
+        """Those of the FFN experts that have a token."""
         config = self.layer.config
         touched = self.routing.expert[self._ffn()].unique().numel()
-        return 3 * config.hidden_size * config.intermediate_size * touched * self.x.element_size()
+        return 3 * config.hidden_size * config.intermediate_size * touched
 
     def _ffn(self) -> Tensor:
         return self.routing.kept & (self.routing.expert < self.layer.config.num_ffn_experts)
@@ -168,13 +169,15 @@ def spread_work(layers: Sequence[MoE], tau: float | None, tokens: int, *, steps:
 
 
 def on_backend(layer: MoE, backend: str) -> MoE:
-    """The same layer, sharing all parameters, with its FFN experts on another backend."""
+    """The same layer with its FFN experts on another backend, sharing all parameters, or quantised by a scheme."""
     assert isinstance(layer.experts, FFNExperts)
     with torch.device("meta"):
-        experts = FFNExperts(layer.config, backend=backend)
+        experts = FFNExperts(layer.config, backend="auto" if backend in SCHEMES else backend)
         twin = MoE(layer.config, experts=experts)
     twin.router, twin.zero_computation = layer.router, layer.zero_computation
     experts.gate_up_proj, experts.down_proj = layer.experts.gate_up_proj, layer.experts.down_proj
+    if backend in SCHEMES:
+        twin.experts = QuantizedExperts(experts, backend)
     return twin.train(layer.training)
 
 

@@ -16,6 +16,7 @@ from ..bench import PEERS, Case, Layers, Learned, Results, Row, Step, layer_conf
 from ..errors import BackendUnavailable, ConfigError, nearest
 from ..model import MoEPPConfig
 from ..ops import BACKENDS, check_backend
+from ..ops.quantized import SCHEMES
 from .bench_tables import print_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +89,11 @@ def plan(options: Options) -> list[Step]:
     learned = _learned(options)
     dtypes = _parse("--dtype", options.dtype, lambda text: DTYPES[known("--dtype", text, DTYPES)])
     taus = _parse("--tau", options.tau, _tau)
-    backends = list(BACKENDS) if options.backends == "all" else _parse("--backends", options.backends, _backend)
+    backends = (
+        list(BACKENDS)
+        if options.backends == "all"
+        else _parse("--backends", options.backends, lambda text: _backend(text, options.benchmark))
+    )
     if options.benchmark in ("router", "layer"):
         peers = []
     elif options.peers == "all":
@@ -202,6 +207,7 @@ def _tokens(text: str) -> int:
     return int(text)
 
 
-def _backend(text: str) -> str:
-    check_backend(text)
+def _backend(text: str, benchmark: str) -> str:
+    if benchmark != "decode" or text not in SCHEMES:
+        check_backend(text)
     return text

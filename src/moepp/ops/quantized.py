@@ -99,6 +99,11 @@ _SCHEMES = {
 SCHEMES = tuple(_SCHEMES)
 
 
+def bytes_per_weight(scheme: str) -> float:
+    """Of large matrices; int8's scales, one in a row, are left out."""
+    return {"int8": 1.0, "int4": 0.5 + 2 * _COMPUTE.itemsize / GROUP}[scheme]
+
+
 def check_scheme(scheme: str) -> None:
     """Raises ConfigError when no scheme has this name."""
     if scheme not in SCHEMES:
