@@ -53,9 +53,10 @@ class ZeroComputationExperts(nn.Module):
         scale = weight[:, constants:].sum(dim=-1)
         if mix_logits is None:
             return DenseTerm(scale, None, None)
-        alpha = mix_logits.unflatten(-1, (constants, 2)).softmax(dim=-1)
-        share = weight[:, :constants, None] * alpha
-        return DenseTerm(scale + share[..., 0].sum(dim=-1), share[..., 1], self.constant)
+        first, second = mix_logits.unflatten(-1, (constants, 2)).unbind(-1)
+        of_token = weight[:, :constants] * (first - second).sigmoid()  # a softmax over two
+        of_constant = weight[:, :constants] * (second - first).sigmoid()
+        return DenseTerm(scale + of_token.sum(dim=-1), of_constant, self.constant)
 
     def _dense_weight(self, routing: Routing) -> Tensor:
         """(T, C + copies) weights of the constant and copy experts."""

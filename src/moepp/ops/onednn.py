@@ -6,7 +6,7 @@ oneDNN wants weights in blocks; brought into that order once, they save each pro
 an activation and a product with another tensor as their last step, so ``silu(gate) * up`` costs no pass of its own.
 
 oneDNN generates code for every number of rows that it meets, about a millisecond each time. A router never sends an
-expert the same number twice, so rows are padded to one of 16 sizes an octave.
+expert the same number twice, so rows are padded to one of 32 sizes an octave.
 
 The operators are torch's own but private: they are tried once at the start, and what fails says why.
 """
@@ -174,8 +174,8 @@ def _few_tokens(x: Tensor, expert: Tensor, weight: Tensor, experts: Packed | _Pl
 
 
 def _padded(rows: int) -> int:
-    """The next of the sizes 1 … 32, 34, 36 … 64, 68, 72 … 128, 136 …"""
-    step = 1 << max(0, (rows - 1).bit_length() - 5)
+    """The next of the sizes 1 … 64, 66, 68 … 128, 132, 136 … 256, 264 …"""
+    step = 1 << max(0, (rows - 1).bit_length() - 6)
     return -(-rows // step) * step
 
 
