@@ -5,10 +5,15 @@ run without these checks, and the header of the test run says so.
 """
 
 import importlib.util
+import os
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if not torch.cuda.is_available():
+    # Triton kernels run in its interpreter, on CPU tensors; read when moepp is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 CHECKED = importlib.util.find_spec("beartype") is not None
 if CHECKED:

@@ -17,7 +17,7 @@ from ..factory import randn
 from ..tolerances import assert_close
 
 D, F, N, K = 16, 24, 4, 2
-BACKENDS = ["reference", "grouped"]
+BACKENDS = ["reference", "grouped", "triton"]
 NAMES = ("x", "weight", "gate_up", "down")
 
 

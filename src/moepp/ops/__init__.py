@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BackendUnavailable, ConfigError, nearest
-from . import grouped, reference
+from . import grouped, reference, triton_experts
 from .backend import Backend
 from .dense import DenseTerm, add_dense
 
@@ -19,7 +19,7 @@ __all__ = ["BACKENDS", "DenseTerm", "add_dense", "check_backend", "expert_ffn"]
 
 logger = logging.getLogger("moepp.ops")
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (grouped.BACKEND, reference.BACKEND)}
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (triton_experts.BACKEND, grouped.BACKEND, reference.BACKEND)}
 """In the order of auto's preference."""
 BACKENDS = ("auto", *_BACKENDS)
 
