@@ -30,6 +30,11 @@ class FFNExperts(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=std)
         nn.init.normal_(self.down_proj, std=std)
 
+    @property
+    def kernel(self) -> str:
+        """Which backend runs, for a router that has one of its own to match."""
+        return self.backend
+
     def forward(
         self,
         x: Float[Tensor, "T D"],

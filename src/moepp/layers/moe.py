@@ -64,7 +64,8 @@ class MoE(nn.Module):
         """
         tokens = x.reshape(-1, x.shape[-1])
         projected, mix_logits = self._project(tokens)
-        routing = self.router(tokens, previous, selection_bias=selection_bias, projected=projected)
+        backend = self.experts.kernel if isinstance(self.experts, FFNExperts) else "auto"
+        routing = self.router(tokens, previous, selection_bias=selection_bias, projected=projected, backend=backend)
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
         routing = self._apply_capacity(routing, None if mask is None else mask.reshape(-1))

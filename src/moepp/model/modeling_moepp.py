@@ -69,6 +69,11 @@ class MoEPPExperts(FFNExperts):
         super().__init__(config.moe, backend="reference")
         self.act_fn = nn.SiLU()  # read by transformers' implementations
 
+    @property
+    def kernel(self) -> str:
+        """What the switch says, which is not what this module was made with."""
+        return self.config._experts_implementation
+
 
 class MoEPPDecoderLayer(GradientCheckpointingLayer):
     """Pre-norm attention, pre-norm MoE++."""

@@ -17,12 +17,35 @@ from .triton_dispatch import Dispatch
 from .triton_gemm import CONFIGS, WIDEST_SPLIT, bucket, count_tiles, dot, locate, persistent_grid, prune, steps
 
 
+@triton.jit
+@no_type_check  # annotations in kernels are Triton's
+def _through_swiglu(total, halves, grad_halves, weighted, factor, first, end, first_column, F):
+    """Writes what one tile of ``down.T @ dy`` becomes; returns its rows' products with the SwiGLU product."""
+    local = tl.arange(0, total.shape[0])[:, None]
+    column = first_column + tl.arange(0, total.shape[1])[None, :]
+    stored = (first + local < end) & (column < F)
+    # 64-bit numbers where a tile begins, 32-bit ones within it, which take half the registers.
+    start = first.to(tl.int64) * F
+    half = local * 2 * F + column
+    gate = tl.load(halves + 2 * start + half, mask=stored, other=0.0).to(tl.float32)
+    up = tl.load(halves + 2 * start + F + half, mask=stored, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    product = silu * up  # 0 outside, where `total` belongs to another row or column
+    summed = tl.sum(total * product, axis=1)
+    tl.store(weighted + start + local * F + column, product * factor[:, None], mask=stored)
+    total *= factor[:, None]
+    tl.store(grad_halves + 2 * start + F + half, total * silu, mask=stored)
+    tl.store(grad_halves + 2 * start + half, total * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)), mask=stored)
+    return summed
+
+
 # Different block sizes write different parts of `partial`: what tuning left there must not be added up.
 @triton.autotune(
     CONFIGS, key=["D", "F", "BUCKET"], prune_configs_by={"early_config_prune": prune}, reset_to_zero=["partial"]
 )
 @triton.jit
-@no_type_check  # annotations in kernels are Triton's
+@no_type_check
 def _swiglu_backward_kernel(
     grad,
     w,
@@ -62,21 +85,14 @@ def _swiglu_backward_kernel(
             )
             left += BLOCK_K
             right += BLOCK_K * F
-        exists = row < end
-        stored = exists[:, None] & (column < F)[None, :]
-        half = row.to(tl.int64)[:, None] * 2 * F + column[None, :]
-        gate = tl.load(halves + half, mask=stored, other=0.0).to(tl.float32)
-        up = tl.load(halves + half + F, mask=stored, other=0.0).to(tl.float32)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        product = silu * up  # 0 outside, where `total` belongs to another row or column
-        slot = partial + column_tile.to(tl.int64) * P + assignment
-        tl.store(slot, tl.sum(total * product, axis=1), mask=exists)
-        factor = tl.load(weight + assignment).to(tl.float32)[:, None]
-        tl.store(weighted + row.to(tl.int64)[:, None] * F + column[None, :], product * factor, mask=stored)
-        total *= factor
-        tl.store(grad_halves + half, total * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)), mask=stored)
-        tl.store(grad_halves + half + F, total * silu, mask=stored)
+        # In two halves: one tile of six matrices does not fit into registers.
+        low, high = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        factor = tl.load(weight + assignment).to(tl.float32)
+        column = column_tile * BLOCK_N
+        low_sum = _through_swiglu(low, halves, grad_halves, weighted, factor, first, end, column, F)
+        column += BLOCK_N // 2
+        high_sum = _through_swiglu(high, halves, grad_halves, weighted, factor, first, end, column, F)
+        tl.store(partial + column_tile.to(tl.int64) * P + assignment, low_sum + high_sum, mask=row < end)
 
 
 @triton.autotune(CONFIGS, key=["HEIGHT", "WIDTH", "BUCKET"], prune_configs_by={"early_config_prune": prune})

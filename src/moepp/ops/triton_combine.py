@@ -157,7 +157,7 @@ def dense_backward(grad: Tensor, x: Tensor, dense: DenseTerm) -> tuple[Tensor, T
         CONSTANTS=constants,
         WIDTH=width,
         BLOCK_T=block_t,
-        BLOCK_D=max(16, 256 // width),
+        BLOCK_D=max(16, 128 // width),
     )
     grad_constant = None if partial is None or constant is None else partial.sum(0).to(constant.dtype)
     return grad_scale, grad_shift, grad_constant

@@ -195,9 +195,10 @@ def _term(scale: Tensor | None, shift: Tensor | None, constant: Tensor | None) -
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:-1], output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else backward is handed as many zeros as `halves` has numbers
 
 
-def _backward_of_forward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_of_forward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     needed = list(ctx.needs_input_grad[:7])
     found = _backward(grad, *ctx.saved_tensors, needed)
     return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), *[None] * 4

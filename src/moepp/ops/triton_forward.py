@@ -58,10 +58,11 @@ def _swiglu_kernel(
             gate += BLOCK_K
             up += BLOCK_K
         stored = (row < end)[:, None] & (column < F)[None, :]
-        row = row.to(tl.int64)[:, None]
-        tl.store(product + row * F + column[None, :], gate_sum * tl.sigmoid(gate_sum) * up_sum, mask=stored)
+        # 64-bit numbers where a tile begins, 32-bit ones within it, which take half the registers.
+        within = tl.arange(0, BLOCK_M)[:, None] * F + column[None, :]
+        tl.store(product + first.to(tl.int64) * F + within, gate_sum * tl.sigmoid(gate_sum) * up_sum, mask=stored)
         if SAVE:
-            half = halves + row * 2 * F + column[None, :]
+            half = halves + first.to(tl.int64) * 2 * F + (tl.arange(0, BLOCK_M)[:, None] * 2 * F + column[None, :])
             tl.store(half, gate_sum, mask=stored)
             tl.store(half + F, up_sum, mask=stored)
 
@@ -104,7 +105,8 @@ def _rows_kernel(
             left += BLOCK_K
             right += BLOCK_K * depth_stride
         stored = (row < end)[:, None] & (column < COLUMNS)[None, :]
-        tl.store(out + row.to(tl.int64)[:, None] * COLUMNS + column[None, :], total, mask=stored)
+        within = tl.arange(0, BLOCK_M)[:, None] * COLUMNS + column[None, :]
+        tl.store(out + first.to(tl.int64) * COLUMNS + within, total, mask=stored)
 
 
 def swiglu(x: Tensor, gate_up: Tensor, rows: Dispatch, *, save: bool) -> tuple[Tensor, Tensor]:
