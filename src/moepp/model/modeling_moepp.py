@@ -211,6 +211,8 @@ class MoEPPModel(MoEPPPreTrainedModel):
         assert inputs_embeds is not None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        # Only positions that the caller gives may be those of packed sequences, and looking waits for the device.
+        given_positions = position_ids
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -219,7 +221,7 @@ class MoEPPModel(MoEPPPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=given_positions,
         )
         edits = routing_edit if isinstance(routing_edit, Sequence) else [routing_edit] * len(self.layers)
         biases = [None] * len(self.layers)
