@@ -6,7 +6,9 @@ run without these checks, and the header of the test run says so.
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -32,3 +34,11 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leaves shapes and dtypes unchecked: torch.compile cannot trace beartype."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
