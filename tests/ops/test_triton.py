@@ -50,7 +50,12 @@ def run(backend: str, found: dict[str, Tensor], expert: Tensor, constants: bool 
 
 
 def check(
-    dtype: torch.dtype, device: str = "cpu", *, expert: Tensor | None = None, constants: bool = True, summed: bool = False
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    expert: Tensor | None = None,
+    constants: bool = True,
+    summed: bool = False,
 ) -> None:
     """Output and every gradient against the reference in float64."""
     expert = ids() if expert is None else expert
@@ -99,7 +104,9 @@ def test_gradient_of_a_sum_equals_the_references() -> None:
     check(torch.float32, summed=True)
 
 
-@pytest.mark.parametrize("frozen", [("gate_up", "down"), ("x",), ("x", "weight", "gate_up", "down"), ("scale", "shift")])
+@pytest.mark.parametrize(
+    "frozen", [("gate_up", "down"), ("x",), ("x", "weight", "gate_up", "down"), ("scale", "shift")]
+)
 def test_gradients_that_nobody_needs_are_left_out_and_the_others_stay(frozen: tuple[str, ...]) -> None:
     found, expected = leaves(torch.float32), leaves(torch.float32)
     for name in frozen:

@@ -72,7 +72,7 @@ class MoEPPExperts(FFNExperts):
     @property
     def kernel(self) -> str:
         """What the switch says, which is not what this module was made with."""
-        return self.config._experts_implementation
+        return str(self.config._experts_implementation)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class MoEPPDecoderLayer(GradientCheckpointingLayer):

@@ -19,7 +19,9 @@ __all__ = ["BACKENDS", "DenseTerm", "add_dense", "check_backend", "expert_ffn"]
 
 logger = logging.getLogger("moepp.ops")
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (triton_experts.BACKEND, grouped.BACKEND, reference.BACKEND)}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (triton_experts.BACKEND, grouped.BACKEND, reference.BACKEND)
+}
 """In the order of auto's preference."""
 BACKENDS = ("auto", *_BACKENDS)
 

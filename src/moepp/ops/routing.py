@@ -50,7 +50,8 @@ def _route(
     if not len(logits):
         return _route_shapes(logits, bias, top_k, combine, first_zero, last_zero, logits_std)
     bias = None if bias is None else bias.contiguous()
-    return route(logits.contiguous(), bias, top_k, combine, (first_zero, last_zero), logits_std)
+    with torch.cuda.device_of(logits):
+        return route(logits.contiguous(), bias, top_k, combine, (first_zero, last_zero), logits_std)
 
 
 @_route.register_fake
@@ -88,7 +89,8 @@ def _route_backward(
         return torch.empty_like(logits)
     grads = grad_probs.contiguous(), grad_weight.contiguous()
     chosen = probs, expert, weight, kept
-    return route_backward(*grads, logits.contiguous(), chosen, combine, (first_zero, last_zero), logits_std)
+    with torch.cuda.device_of(logits):
+        return route_backward(*grads, logits.contiguous(), chosen, combine, (first_zero, last_zero), logits_std)
 
 
 @_route_backward.register_fake

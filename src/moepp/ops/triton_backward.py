@@ -3,7 +3,8 @@
 T tokens, D hidden, F intermediate, N FFN experts, K top-k, P = T·K assignments.
 
 The SwiGLU product is recomputed from its halves while the gradient that multiplies it is still in registers, which
-also gives the combine weights' gradient, ``dy · (down @ product) = (down.T @ dy) · product``, without the experts' rows.
+also gives the combine weights' gradient, ``dy · (down @ product) = (down.T @ dy) · product``, without the
+experts' rows.
 """
 
 from typing import Any, no_type_check
@@ -14,7 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_dispatch import Dispatch
-from .triton_gemm import CONFIGS, WIDEST_SPLIT, bucket, count_tiles, dot, locate, persistent_grid, prune, steps
+from .triton_gemm import (
+    CONFIGS,
+    WIDEST_SPLIT,
+    bucket,
+    ceil_div,
+    count_tiles,
+    dot,
+    locate,
+    persistent_grid,
+    power_of_two,
+    prune,
+    steps,
+)
 
 
 @triton.jit
@@ -148,7 +161,7 @@ def swiglu_backward(
     grad_halves = torch.empty_like(halves)
     weighted = halves.new_empty(assignments, inner)
     # One summand per assignment and tile of columns, added up in a fixed order; 0 where an id is no FFN expert's.
-    partial = weight.new_zeros(triton.cdiv(inner, WIDEST_SPLIT), assignments, dtype=torch.float32)
+    partial = weight.new_zeros(ceil_div(inner, WIDEST_SPLIT), assignments, dtype=torch.float32)
     _swiglu_backward_kernel[persistent_grid(grad, assignments, num_experts, inner)](
         grad,
         down,
@@ -164,7 +177,7 @@ def swiglu_backward(
         inner,
         TOP_K=weight.shape[1],
         N=num_experts,
-        EXPERTS=triton.next_power_of_2(num_experts),
+        EXPERTS=power_of_two(num_experts),
         BUCKET=bucket(assignments, num_experts),
     )
     return grad_halves, partial.sum(0).view_as(weight).to(weight.dtype), weighted
@@ -180,7 +193,7 @@ def weight_gradient(a: Tensor, b: Tensor, like: Tensor, rows: Dispatch, *, top_k
     out = torch.empty_like(like, memory_format=torch.contiguous_format)
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (num_experts * triton.cdiv(height, meta["BLOCK_M"]) * triton.cdiv(width, meta["BLOCK_N"]),)
+        return (num_experts * ceil_div(height, meta["BLOCK_M"]) * ceil_div(width, meta["BLOCK_N"]),)
 
     _weight_gradient_kernel[grid](
         a,

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense import DenseTerm
-from .triton_gemm import INTERPRETED, steps
+from .triton_gemm import INTERPRETED, ceil_div, power_of_two, steps
 
 
 @triton.jit
@@ -111,8 +111,8 @@ def combine(
     tokens, hidden = x.shape
     out = torch.empty_like(x)
     scale, shift, constant = (None, None, None) if dense is None else dense
-    block_t, block_d = (64, 64) if INTERPRETED else (4, min(512, triton.next_power_of_2(hidden)))
-    _combine_kernel[(triton.cdiv(tokens, block_t), triton.cdiv(hidden, block_d))](
+    block_t, block_d = (64, 64) if INTERPRETED else (4, min(512, power_of_two(hidden)))
+    _combine_kernel[(ceil_div(tokens, block_t), ceil_div(hidden, block_d))](
         rows,
         position,
         weight,
@@ -138,9 +138,9 @@ def dense_backward(grad: Tensor, x: Tensor, dense: DenseTerm) -> tuple[Tensor, T
     scale, shift, constant = dense
     tokens, hidden = x.shape
     constants = 0 if constant is None else len(constant)
-    width = triton.next_power_of_2(max(1, constants))
+    width = power_of_two(max(1, constants))
     block_t = 64 if INTERPRETED else 32
-    blocks = triton.cdiv(tokens, block_t)
+    blocks = ceil_div(tokens, block_t)
     grad_scale = torch.empty_like(scale)
     grad_shift = None if shift is None else torch.empty_like(shift)
     partial = None if constant is None else scale.new_empty(blocks, constants, hidden)

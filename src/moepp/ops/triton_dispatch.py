@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_gemm import ceil_div, power_of_two
+
 
 class Dispatch(NamedTuple):
     """Rows are the assignments to FFN experts, expert after expert; their number is known to the device alone."""
@@ -74,9 +76,9 @@ def dispatch(expert: Tensor, num_experts: int) -> Dispatch:
         return torch.empty(size, dtype=torch.int32, device=expert.device)
 
     found = Dispatch(table(assignments), table(assignments), table(num_experts + 1))
-    width = triton.next_power_of_2(num_experts + 1)
+    width = power_of_two(num_experts + 1)
     block = max(16, min(256, 8192 // width))  # the one-hot table of a block has to fit into registers
-    blocks = triton.cdiv(assignments, block)
+    blocks = ceil_div(assignments, block)
     counts = table(num_experts * blocks)
     sizes = {"P": assignments, "N": num_experts, "EXPERTS": width, "BLOCK": block}
     _count_kernel[(blocks,)](expert, counts, **sizes)

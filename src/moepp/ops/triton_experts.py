@@ -22,8 +22,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch, read when its kernels are defined
 
-Tables = tuple[Tensor, Tensor, Tensor]
-
 
 def why_not_here(x: Tensor) -> str | None:
     """The reason why Triton kernels cannot run on this tensor's device; None if they can."""
@@ -64,7 +62,9 @@ def _dispatch(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]
     if not expert.numel():
         order, position, offsets = _dispatch_shapes(expert, num_experts)
         return order, position, offsets.zero_()
-    return tuple(dispatch(expert, num_experts))
+    with torch.cuda.device_of(expert):  # Triton launches on the current device, whatever the tensors' is
+        order, position, offsets = dispatch(expert, num_experts)
+    return order, position, offsets
 
 
 @_dispatch.register_fake
@@ -97,9 +97,10 @@ def _forward(
         return _forward_shapes(x, weight, gate_up, down, scale, shift, constant, order, position, offsets, save)
     x, weight, gate_up, down = (t.contiguous() for t in (x, weight, gate_up, down))
     rows = Dispatch(order, position, offsets)
-    product, halves = swiglu(x, gate_up, rows, save=save)
-    out = multiply_rows(product, down, rows, transposed=False)
-    return combine(out, position, weight, x, _term(scale, shift, constant), top_k=weight.shape[1]), halves
+    with torch.cuda.device_of(x):
+        product, halves = swiglu(x, gate_up, rows, save=save)
+        out = multiply_rows(product, down, rows, transposed=False)
+        return combine(out, position, weight, x, _term(scale, shift, constant), top_k=weight.shape[1]), halves
 
 
 @_forward.register_fake
@@ -149,20 +150,21 @@ def _backward(
     rows = Dispatch(order, position, offsets)
     dense = _term(scale, shift, constant)
     top_k = weight.shape[1]
-    if any(needed[:4]):
-        grad_halves, found[1], weighted = swiglu_backward(grad, down, halves, weight, rows)
-        if needed[0]:
-            to_tokens = multiply_rows(grad_halves, gate_up, rows, transposed=True)
-            through = None if dense is None else DenseTerm(dense.scale, None, None)
-            found[0] = combine(to_tokens, position, None, grad, through, top_k=top_k)
-        if needed[2]:
-            found[2] = weight_gradient(grad_halves, x, gate_up, rows, top_k=top_k, gather="b")
-        if needed[3]:
-            found[3] = weight_gradient(grad, weighted, down, rows, top_k=top_k, gather="a")
-    if dense is not None and any(needed[4:]):
-        for index, gradient in enumerate(dense_backward(grad, x, dense), start=4):
-            if gradient is not None:
-                found[index] = gradient
+    with torch.cuda.device_of(x):
+        if any(needed[:4]):
+            grad_halves, found[1], weighted = swiglu_backward(grad, down, halves, weight, rows)
+            if needed[0]:
+                to_tokens = multiply_rows(grad_halves, gate_up, rows, transposed=True)
+                through = None if dense is None else DenseTerm(dense.scale, None, None)
+                found[0] = combine(to_tokens, position, None, grad, through, top_k=top_k)
+            if needed[2]:
+                found[2] = weight_gradient(grad_halves, x, gate_up, rows, top_k=top_k, gather="b")
+            if needed[3]:
+                found[3] = weight_gradient(grad, weighted, down, rows, top_k=top_k, gather="a")
+        if dense is not None and any(needed[4:]):
+            for index, gradient in enumerate(dense_backward(grad, x, dense), start=4):
+                if gradient is not None:
+                    found[index] = gradient
     return found
 
 
@@ -189,7 +191,8 @@ def _backward_shapes(
 def _term(scale: Tensor | None, shift: Tensor | None, constant: Tensor | None) -> DenseTerm | None:
     if scale is None:
         return None
-    return DenseTerm(*(None if t is None else t.contiguous() for t in (scale, shift, constant)))
+    shift, constant = (None if t is None else t.contiguous() for t in (shift, constant))
+    return DenseTerm(scale.contiguous(), shift, constant)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -5,13 +5,12 @@ T tokens, D hidden, F intermediate, N FFN experts, K top-k, P = T·K assignments
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .triton_dispatch import Dispatch
-from .triton_gemm import CONFIGS, bucket, count_tiles, dot, locate, persistent_grid, prune, steps
+from .triton_gemm import CONFIGS, bucket, count_tiles, dot, locate, persistent_grid, power_of_two, prune, steps
 
 
 @triton.autotune(CONFIGS, key=["D", "F", "BUCKET"], prune_configs_by={"early_config_prune": prune})
@@ -44,19 +43,16 @@ def _swiglu_kernel(
         k = tl.arange(0, BLOCK_K)
         # Rows and columns past the end repeat one that exists instead of being masked: they are not stored.
         token = tl.load(order + tl.minimum(row, end - 1)).to(tl.int64) // TOP_K
-        a = x + token[:, None] * D + k[None, :]
-        gate = w + expert * 2 * F * D + (column % F)[None, :] * D + k[:, None]
-        up = gate + F * D
+        a = token[:, None] * D + k[None, :]
+        b = (column % F)[None, :] * D + k[:, None]
+        gate = w + expert * 2 * F * D
         gate_sum = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         up_sum = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for start in steps(0, D, BLOCK_K):
             inside = k < D - start
-            rows = tl.load(a, mask=inside[None, :], other=0.0)
-            gate_sum = dot(rows, tl.load(gate, mask=inside[:, None], other=0.0), gate_sum)
-            up_sum = dot(rows, tl.load(up, mask=inside[:, None], other=0.0), up_sum)
-            a += BLOCK_K
-            gate += BLOCK_K
-            up += BLOCK_K
+            rows = tl.load(x + start + a, mask=inside[None, :], other=0.0)
+            gate_sum = dot(rows, tl.load(gate + start + b, mask=inside[:, None], other=0.0), gate_sum)
+            up_sum = dot(rows, tl.load(gate + F * D + start + b, mask=inside[:, None], other=0.0), up_sum)
         stored = (row < end)[:, None] & (column < F)[None, :]
         # 64-bit numbers where a tile begins, 32-bit ones within it, which take half the registers.
         within = tl.arange(0, BLOCK_M)[:, None] * F + column[None, :]
@@ -126,7 +122,7 @@ def swiglu(x: Tensor, gate_up: Tensor, rows: Dispatch, *, save: bool) -> tuple[T
         width // 2,
         TOP_K=assignments // len(x),
         N=num_experts,
-        EXPERTS=triton.next_power_of_2(num_experts),
+        EXPERTS=power_of_two(num_experts),
         SAVE=save,
         BUCKET=bucket(assignments, num_experts),
     )
@@ -149,7 +145,7 @@ def multiply_rows(a: Tensor, w: Tensor, rows: Dispatch, *, transposed: bool) -> 
         depth,
         *strides,
         N=num_experts,
-        EXPERTS=triton.next_power_of_2(num_experts),
+        EXPERTS=power_of_two(num_experts),
         BUCKET=bucket(len(a), num_experts),
     )
     return out

@@ -14,15 +14,28 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED: bool = knobs.runtime.interpret
 _UPCAST = tl.constexpr(INTERPRETED)  # the interpreter multiplies bfloat16's bits as if they were integers
 BUCKETS = (16, 64, 128)
 
 
+def ceil_div(number: int, divisor: int) -> int:
+    """The number of blocks of ``divisor`` that hold ``number``."""
+    return -(-number // divisor)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least ``number``: Triton's ranges have such lengths."""
+    return 1 << (number - 1).bit_length()
+
+
 def _interpreted_range(start: Any, end: Any, step: Any) -> range:
     """The interpreter's numbers are arrays of one element, which numpy from 2.4 on doesn't take for an index."""
-    return range(*(int(bound.handle.data.item()) if hasattr(bound, "handle") else bound for bound in (start, end, step)))
+    return range(
+        *(int(bound.handle.data.item()) if hasattr(bound, "handle") else bound for bound in (start, end, step))
+    )
 
 
 steps = _interpreted_range if INTERPRETED else tl.range
@@ -113,8 +126,8 @@ def persistent_grid(x: Tensor, assignments: int, num_experts: int, columns: int)
     """As many programs as run at once, or fewer where there cannot be as many tiles."""
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        row_tiles = triton.cdiv(assignments, meta["BLOCK_M"]) + num_experts
-        tiles = row_tiles * triton.cdiv(columns, meta["BLOCK_N"])
+        row_tiles = ceil_div(assignments, meta["BLOCK_M"]) + num_experts
+        tiles = row_tiles * ceil_div(columns, meta["BLOCK_N"])
         at_once = 1 if meta["BLOCK_M"] * meta["BLOCK_N"] >= 128 * 128 else 2
         return (min(tiles, at_once * _processors(x.device)),)
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_gemm import INTERPRETED
+from .triton_gemm import INTERPRETED, ceil_div, power_of_two
 
 COMBINES = ("probabilities", "renormalize", "renormalize_nonzero", "softmax_topk")
 _RENORMALIZE, _NONZERO, _SOFTMAX = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -169,11 +169,12 @@ def _route_backward_kernel(
     tl.store(out + element, result, mask=real)
 
 
-def _sizes(tokens: int, experts: int, top_k: int) -> tuple[tuple[int], dict[str, int]]:
-    width = triton.next_power_of_2(experts)
+def _sizes(probs: Tensor, top_k: int) -> tuple[tuple[int], dict[str, int]]:
+    tokens, experts = probs.shape
+    width = power_of_two(experts)
     rows = 64 if INTERPRETED else max(1, 1024 // width)
-    sizes = {"T": tokens, "E": experts, "TOP_K": top_k, "EXPERTS": width, "WIDTH": triton.next_power_of_2(top_k)}
-    return (triton.cdiv(tokens, rows),), {**sizes, "BLOCK_T": rows}
+    sizes = {"T": tokens, "E": experts, "TOP_K": top_k, "EXPERTS": width, "WIDTH": power_of_two(top_k)}
+    return (ceil_div(tokens, rows),), {**sizes, "BLOCK_T": rows}
 
 
 def route(
@@ -183,7 +184,7 @@ def route(
     probs = torch.empty_like(logits)
     expert = torch.empty(len(logits), top_k, dtype=torch.int64, device=logits.device)
     weight, kept = torch.empty_like(expert, dtype=torch.float32), torch.empty_like(expert, dtype=torch.bool)
-    grid, sizes = _sizes(*logits.shape, top_k)
+    grid, sizes = _sizes(logits, top_k)
     _route_kernel[grid](
         logits,
         bias,
@@ -214,7 +215,7 @@ def route_backward(
     """The gradient of the logits, from those of probabilities and weights and what :func:`route` returned."""
     probs, expert, weight, kept = chosen
     out = torch.empty_like(probs)
-    grid, sizes = _sizes(*probs.shape, expert.shape[1])
+    grid, sizes = _sizes(probs, expert.shape[1])
     _route_backward_kernel[grid](
         grad_probs,
         grad_weight,
