@@ -1,8 +1,11 @@
 """What is Triton's own: several tiles each way, the dense term in the combine, its tables, its reasons, its import."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from moepp import expert_ffn
 from moepp.errors import BackendUnavailable
-from moepp.ops import DenseTerm, triton_experts
+from moepp.ops import DenseTerm, routing, triton_experts
 from moepp.ops.triton_dispatch import dispatch
 
 from ..factory import randn
@@ -162,6 +165,37 @@ def test_saved_for_backward_are_gate_and_up_and_no_other_large_tensor() -> None:
     assert sum(sizes) - T * K * 2 * F == 2 * T * K + N + 1
 
 
+def test_operators_keep_the_rules_that_torch_compile_relies_on() -> None:
+    """opcheck: nothing is written to an input, and shapes without tensors are the shapes with.
+
+    No id is outside: what nobody writes, past the last row, differs from run to run.
+    """
+    found = leaves(torch.float32)
+    weight, scale, shift, constant = (found[name] for name in ("weight", "scale", "shift", "constant"))
+    experts = found["x"], weight, found["gate_up"], found["down"], scale, shift, constant
+    tables = triton_experts._dispatch(ids(0, N), N)
+    y, halves = triton_experts._forward(*experts, *tables, True)
+    logits = randn(T, 8, seed=1, dtype=torch.float32).requires_grad_()
+    rule = ("renormalize", 6, 8, 1.0)
+    chosen = [t.detach() for t in routing._route(logits, None, 2, *rule)]
+    calls = {
+        triton_experts._dispatch: (ids(0, N), N),
+        triton_experts._forward: (*experts, *tables, True),
+        triton_experts._backward: (
+            y.detach(),
+            *(t.detach() for t in (*experts, *tables, halves)),
+            [True, False] * 3 + [True],
+        ),
+        routing._route: (logits, None, 2, *rule),
+        routing._route_backward: (chosen[0], chosen[2], logits.detach(), *chosen, *rule),
+    }
+    for operator, arguments in calls.items():
+        # All but tracing, which is slow and what the tests of torch.compile do.
+        torch.library.opcheck(
+            operator, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "installed", "interpreted", "dtype", "reason"),
     [
@@ -197,3 +231,25 @@ def test_triton_is_imported_when_it_first_runs_and_not_before() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"], done.stderr
     assert not re.search("triton", done.stderr)
+
+
+def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
+    """The interpreter runs what no GPU could: this is the check that one can. The fastest float32 tile is small."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    program = [sys.executable, "-m", "tests.ops.h100"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    kernels = {node.name for node in ast.walk(_kernel_sources()) if isinstance(node, ast.FunctionDef)}
+    assert {name for name, *_ in lines} == {name for name in kernels if name.endswith("_kernel")}
+    assert {(dtype, blocks) for _, dtype, blocks, _ in lines if blocks != "-"} == {
+        ("torch.bfloat16", "128x128x64"),
+        ("torch.float32", "64x64x32"),
+    }
+    assert max(int(kibibytes) for *_, kibibytes in lines) <= 227
+
+
+def _kernel_sources() -> ast.Module:
+    files = Path(triton_experts.__file__).parent.glob("triton_*.py")
+    return ast.Module([node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body], [])

@@ -10,6 +10,7 @@ The kernels are imported when one first runs: without Triton, or without using t
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,8 +145,8 @@ def _backward(
 
     leaves = (x, weight, gate_up, down, scale, shift, constant)
     if not len(x):
-        return [x.new_empty(0) if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
-    found = [x.new_empty(0) for _ in leaves]
+        return [x.new_empty(0) if leaf is None else torch.zeros_like(leaf) for leaf in _needed(leaves, needed)]
+    found: list[Tensor | None] = [None] * len(leaves)
     grad, x, weight, gate_up, down = (t.contiguous() for t in (grad, x, weight, gate_up, down))
     rows = Dispatch(order, position, offsets)
     dense = _term(scale, shift, constant)
@@ -162,10 +163,8 @@ def _backward(
             if needed[3]:
                 found[3] = weight_gradient(grad, weighted, down, rows, top_k=top_k, gather="a")
         if dense is not None and any(needed[4:]):
-            for index, gradient in enumerate(dense_backward(grad, x, dense), start=4):
-                if gradient is not None:
-                    found[index] = gradient
-    return found
+            found[4:] = dense_backward(grad, x, dense)
+    return [x.new_empty(0) if gradient is None else gradient for gradient in _needed(found, needed)]
 
 
 @_backward.register_fake
@@ -185,7 +184,11 @@ def _backward_shapes(
     needed: list[bool],
 ) -> list[Tensor]:
     leaves = (x, weight, gate_up, down, scale, shift, constant)
-    return [x.new_empty(0) if leaf is None else leaf.new_empty(leaf.shape) for leaf in leaves]
+    return [x.new_empty(0) if leaf is None else leaf.new_empty(leaf.shape) for leaf in _needed(leaves, needed)]
+
+
+def _needed(tensors: Sequence[Tensor | None], needed: list[bool]) -> list[Tensor | None]:
+    return [tensor if need else None for tensor, need in zip(tensors, needed, strict=True)]
 
 
 def _term(scale: Tensor | None, shift: Tensor | None, constant: Tensor | None) -> DenseTerm | None:
@@ -204,7 +207,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward_of_forward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     needed = list(ctx.needs_input_grad[:7])
     found = _backward(grad, *ctx.saved_tensors, needed)
-    return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), *[None] * 4
+    return *_needed(found, needed), *[None] * 4
 
 
 _forward.register_autograd(_backward_of_forward, setup_context=_setup_context)
