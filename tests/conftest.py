@@ -13,10 +13,6 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-if not torch.cuda.is_available():
-    # Triton kernels run in its interpreter, on CPU tensors; read when moepp is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
-
 CHECKED = importlib.util.find_spec("beartype") is not None
 if CHECKED:
     # Not moepp.config: it checks itself, in words of its own that tests/test_config.py pins.
@@ -25,6 +21,15 @@ if CHECKED:
 
 # Tests run on tiny tensors and beside each other (pytest -n 2): more threads than one only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton kernels run in its interpreter, on CPU tensors, unless the GPU's tests are asked for (`make gpu`).
+
+    One process can do one of the two: Triton decides when a kernel is defined, that is when it is first imported.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_report_header() -> str:

@@ -59,7 +59,7 @@ def main(every_config: bool) -> None:
         x, gate_up, down = torch.zeros(T, D, dtype=dtype), torch.zeros(N, 2 * F, D), torch.zeros(N, D, F)
         weight, scale, shift = torch.zeros(T, K), torch.zeros(T), torch.zeros(T, C)
         experts = x, weight, gate_up.to(dtype), down.to(dtype), scale, shift, torch.zeros(C, D, dtype=dtype)
-        tables = triton_experts._dispatch(torch.zeros(T, K, dtype=torch.long), N)
+        tables = triton_experts.dispatch(torch.zeros(T, K, dtype=torch.long), N)
         _, halves = triton_experts._forward(*experts, *tables, True)
         triton_experts._backward(x, *experts, *tables, halves, [True] * 7)
     logits = torch.zeros(T, 20)

@@ -173,13 +173,13 @@ def test_operators_keep_the_rules_that_torch_compile_relies_on() -> None:
     found = leaves(torch.float32)
     weight, scale, shift, constant = (found[name] for name in ("weight", "scale", "shift", "constant"))
     experts = found["x"], weight, found["gate_up"], found["down"], scale, shift, constant
-    tables = triton_experts._dispatch(ids(0, N), N)
+    tables = triton_experts.dispatch(ids(0, N), N)
     y, halves = triton_experts._forward(*experts, *tables, True)
     logits = randn(T, 8, seed=1, dtype=torch.float32).requires_grad_()
     rule = ("renormalize", 6, 8, 1.0)
     chosen = [t.detach() for t in routing._route(logits, None, 2, *rule)]
     calls = {
-        triton_experts._dispatch: (ids(0, N), N),
+        triton_experts.dispatch: (ids(0, N), N),
         triton_experts._forward: (*experts, *tables, True),
         triton_experts._backward: (
             y.detach(),

@@ -32,7 +32,7 @@ class FFNExperts(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """Which backend runs, for a router that has one of its own to match."""
+        """The name of the backend that runs."""
         return self.backend
 
     def forward(

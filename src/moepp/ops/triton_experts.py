@@ -51,24 +51,24 @@ def triton_ffn(
     scale, shift, constant = (None, None, None) if dense is None else dense
     leaves = (x, weight, gate_up, down, scale, shift, constant)
     save = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
-    tables = _dispatch(expert, len(gate_up))
+    tables = dispatch(expert, len(gate_up))
     y, _ = _forward(x, weight, gate_up, down, scale, shift, constant, *tables, save)
     return y
 
 
 @torch.library.custom_op("moepp::triton_dispatch", mutates_args=())
-def _dispatch(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    from .triton_dispatch import dispatch
+def dispatch(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton_dispatch import dispatch as sort_by_expert
 
     if not expert.numel():
         order, position, offsets = _dispatch_shapes(expert, num_experts)
         return order, position, offsets.zero_()
     with torch.cuda.device_of(expert):  # Triton launches on the current device, whatever the tensors' is
-        order, position, offsets = dispatch(expert, num_experts)
+        order, position, offsets = sort_by_expert(expert, num_experts)
     return order, position, offsets
 
 
-@_dispatch.register_fake
+@dispatch.register_fake
 def _dispatch_shapes(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (expert.numel(), expert.numel(), num_experts + 1)
     order, position, offsets = (expert.new_empty(size, dtype=torch.int32) for size in sizes)
