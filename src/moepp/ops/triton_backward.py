@@ -17,6 +17,7 @@ from torch import Tensor
 from .triton_dispatch import Dispatch
 from .triton_gemm import (
     CONFIGS,
+    DEEP_CONFIGS,
     WIDEST_SPLIT,
     bucket,
     ceil_div,
@@ -108,7 +109,7 @@ def _swiglu_backward_kernel(
         tl.store(partial + column_tile.to(tl.int64) * P + assignment, low_sum + high_sum, mask=row < end)
 
 
-@triton.autotune(CONFIGS, key=["HEIGHT", "WIDTH", "BUCKET"], prune_configs_by={"early_config_prune": prune})
+@triton.autotune(DEEP_CONFIGS, key=["HEIGHT", "WIDTH", "BUCKET"], prune_configs_by={"early_config_prune": prune})
 @triton.jit
 @no_type_check
 def _weight_gradient_kernel(

@@ -10,7 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_dispatch import Dispatch
-from .triton_gemm import CONFIGS, bucket, count_tiles, dot, locate, persistent_grid, power_of_two, prune, steps
+from .triton_gemm import (
+    CONFIGS,
+    WIDE_CONFIGS,
+    bucket,
+    count_tiles,
+    dot,
+    locate,
+    persistent_grid,
+    power_of_two,
+    prune,
+    steps,
+)
 
 
 @triton.autotune(CONFIGS, key=["D", "F", "BUCKET"], prune_configs_by={"early_config_prune": prune})
@@ -63,7 +74,7 @@ def _swiglu_kernel(
             tl.store(half + F, up_sum, mask=stored)
 
 
-@triton.autotune(CONFIGS, key=["COLUMNS", "DEPTH", "BUCKET"], prune_configs_by={"early_config_prune": prune})
+@triton.autotune(WIDE_CONFIGS, key=["COLUMNS", "DEPTH", "BUCKET"], prune_configs_by={"early_config_prune": prune})
 @triton.jit
 @no_type_check
 def _rows_kernel(

@@ -85,34 +85,32 @@ def _config(m: int, n: int, k: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
 
 
-# A product of two weight tiles at once, gate and up, has accumulators twice as wide as BLOCK_N.
-CONFIGS = (
-    [_config(32, 16, 16, 1, 1)]
-    if INTERPRETED
-    else [
-        _config(16, 64, 128, 4, 4),
-        _config(16, 128, 64, 4, 4),
-        _config(64, 64, 64, 4, 4),
-        _config(64, 128, 64, 4, 4),
-        _config(128, 64, 64, 4, 4),
-        _config(128, 128, 64, 8, 3),
-        _config(128, 128, 64, 8, 4),
-        _config(64, 64, 32, 4, 2),
-    ]
-)
+def _configs(*tensor_cores: triton.Config) -> list[triton.Config]:
+    """Block sizes to try; the last is for exact float32 products, which have no tensor cores to feed."""
+    return [_config(32, 16, 16, 1, 1)] if INTERPRETED else [*tensor_cores, _config(64, 64, 32, 4, 2)]
+
+
+_SHORT = (_config(16, 64, 128, 4, 4), _config(16, 128, 64, 4, 4), _config(64, 64, 64, 4, 4), _config(64, 128, 64, 4, 4))
+_TALL = (_config(128, 64, 64, 4, 4), _config(128, 128, 64, 8, 3), _config(128, 128, 64, 8, 4))
+_WIDE = (_config(128, 256, 64, 8, 3), _config(128, 256, 64, 8, 4))
+
+# Two accumulators, gate and up, or a long epilogue leave no registers for wide tiles.
+CONFIGS = _configs(*_SHORT, *_TALL)
+WIDE_CONFIGS = _configs(*_SHORT, *_TALL, *_WIDE)
+# Rows that are found through a table are fetched a stage late: more stages for as much in flight.
+DEEP_CONFIGS = _configs(_config(128, 128, 64, 8, 5), _config(128, 256, 64, 8, 3), _config(128, 256, 64, 8, 5))
 WIDEST_SPLIT = min(config.kwargs["BLOCK_N"] for config in CONFIGS)
 
 
 def prune(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """The block sizes worth trying for these tensors: tall ones where experts have many rows."""
-    if arguments["w"].element_size() == 4:  # exact float32 products have no tensor cores to feed
+    """The block sizes worth trying for these tensors: as tall as the bucket of the experts' mean number of rows."""
+    if arguments["w"].element_size() == 4:
         return configs[-1:]
-    tallest = constants["BUCKET"]
-    return [c for c in configs[:-1] if tallest / 2 <= c.kwargs["BLOCK_M"] <= tallest]
+    return [config for config in configs[:-1] if config.kwargs["BLOCK_M"] == constants["BUCKET"]]
 
 
 def bucket(assignments: int, num_experts: int) -> int:
-    """The tallest tile for experts that have the mean number of rows."""
+    """The height of tiles for experts that have the mean number of rows."""
     mean = assignments / num_experts
     return next((height for height in BUCKETS if mean <= height), BUCKETS[-1])
 
