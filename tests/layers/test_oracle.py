@@ -139,13 +139,12 @@ def test_backends_in_float32_equal_the_oracle(case: str, backend: str) -> None:
     compare(random_moe(config, backend=backend, dtype=torch.float32), config, dtype=torch.float32, masked=True)
 
 
-@pytest.mark.parametrize("biased", [False, True], ids=["unbiased", "biased"])
 @pytest.mark.parametrize("case", CASES)
-def test_triton_equals_the_oracle(case: str, biased: bool) -> None:
+def test_triton_equals_the_oracle(case: str) -> None:
     """Every case: routing is a kernel of its own there."""
     config = dataclasses.replace(BASE, **CASES[case])
     moe = random_moe(config, backend="triton", dtype=torch.float32)
-    compare(moe, config, dtype=torch.float32, masked=not biased, biased=biased)
+    compare(moe, config, dtype=torch.float32, masked=True, biased=True)
 
 
 @pytest.mark.parametrize("case", ["paper", "tight by position", "released"])

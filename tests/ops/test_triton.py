@@ -22,7 +22,7 @@ from .test_expert_ffn import poisoned_memory
 
 __all__ = ["poisoned_memory"]  # a fixture
 
-T, D, F, N, K, C = 60, 20, 33, 3, 3, 3  # no multiple of a block, and more than one block of each
+T, D, F, N, K, C = 120, 36, 37, 3, 3, 3  # no multiple of a block, and more than one block of each
 
 
 def leaves(dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
@@ -231,6 +231,21 @@ def test_triton_is_imported_when_it_first_runs_and_not_before() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"], done.stderr
     assert not re.search("triton", done.stderr)
+
+
+def test_without_triton_everything_else_runs() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from moepp import expert_ffn; from moepp.errors import BackendUnavailable; one = torch.ones\n"
+        "args = one(1, 8), torch.zeros(1, 1).long(), one(1, 1), one(1, 8, 8), one(1, 8, 4)\n"
+        "print(expert_ffn(*args, backend='grouped').shape)\n"
+        "try: expert_ffn(*args, backend='triton')\n"
+        "except BackendUnavailable as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shape, reason = done.stdout.splitlines()
+    assert shape == "torch.Size([1, 8])"
+    assert reason == "backend='triton' cannot run here: triton is not installed; use 'auto' or 'reference'"
 
 
 def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def _config(m: int, n: int, k: int, warps: int, stages: int) -> triton.Config:
 
 def _configs(*tensor_cores: triton.Config) -> list[triton.Config]:
     """Block sizes to try; the last is for exact float32 products, which have no tensor cores to feed."""
-    return [_config(32, 16, 16, 1, 1)] if INTERPRETED else [*tensor_cores, _config(64, 64, 32, 4, 2)]
+    return [_config(64, 32, 16, 1, 1)] if INTERPRETED else [*tensor_cores, _config(64, 64, 32, 4, 2)]
 
 
 _SHORT = (_config(16, 64, 128, 4, 4), _config(16, 128, 64, 4, 4), _config(64, 64, 64, 4, 4), _config(64, 128, 64, 4, 4))
