@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from moepp.model import MoEPPForCausalLM, MoEPPModel
 
+from ..tolerances import assert_close
 from .factory import tiny_config, tiny_model, tokens
 
 KINDS: dict[str, dict] = {
@@ -154,3 +155,20 @@ def test_legacy_rotary_keys_mean_the_same_as_the_new_one() -> None:
     new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
     legacy = tiny_model(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})
     assert torch.equal(logits(legacy), logits(tiny_model(rope_parameters=new)))
+
+
+def test_a_packed_model_generates_and_saves_the_same(tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    ids = tokens(1, 8)
+    with torch.no_grad():
+        expected = model(ids).logits
+        words = model.generate(ids, max_new_tokens=6, do_sample=False)
+    model.pack_for_inference()
+    with torch.no_grad():
+        assert_close(model(ids).logits, expected)
+        assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), words)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model.unpack()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dict(loaded.named_parameters())[name]), name

@@ -18,9 +18,6 @@ from moepp.ops.triton_dispatch import dispatch
 
 from ..factory import randn
 from ..tolerances import assert_close
-from .test_expert_ffn import poisoned_memory
-
-__all__ = ["poisoned_memory"]  # a fixture
 
 T, D, F, N, K, C = 120, 36, 37, 3, 3, 3  # no multiple of a block, and more than one block of each
 

@@ -3,12 +3,16 @@
 T tokens, D hidden, F intermediate, N FFN experts, K top-k.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..ops import DenseTerm, check_backend, expert_ffn
+from ..errors import BackendUnavailable
+from ..ops import DenseTerm, Packed, check_backend, expert_ffn, pack_weights, packed_ffn
 from .routing import INIT_STD
 
 
@@ -20,6 +24,7 @@ class FFNExperts(nn.Module):
         check_backend(backend)
         self.num_experts = config.num_ffn_experts
         self.backend = backend
+        self.packed: Packed | None = None
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, inner))
@@ -43,4 +48,49 @@ class FFNExperts(nn.Module):
         dense: DenseTerm | None = None,
     ) -> Float[Tensor, "T D"]:
         """The FFN experts' share of Eq. 1, plus ``dense``; ids outside ``[0, N)`` contribute and cost nothing."""
-        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=self.backend)
+        return self.run(x, expert, weight, dense, backend=self.backend)
+
+    def run(self, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None, *, backend: str) -> Tensor:
+        """:meth:`forward` with the backend given."""
+        if self.packed is None:
+            return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
+        if backend not in ("auto", "onednn"):
+            raise BackendUnavailable(f"backend={backend!r} cannot run packed experts; call unpack() first")
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight)):
+            raise BackendUnavailable("packed experts compute no gradients; use torch.no_grad(), or unpack() to train")
+        return packed_ffn(x, expert, weight, self.packed, dense)
+
+    def pack_for_inference(self) -> None:
+        """Keeps the weights in oneDNN's order only, which the fastest CPU backend reads: no second copy of them.
+
+        The parameters become empty (on the meta device) until :meth:`unpack`; ``state_dict`` still gives the weights.
+
+        Raises:
+            BackendUnavailable: the weights cannot be packed here; says why.
+        """
+        if self.packed is None:
+            self.packed = pack_weights(self.gate_up_proj, self.down_proj)
+            for name in ("gate_up_proj", "down_proj"):
+                empty = torch.empty_like(getattr(self, name), device="meta")
+                setattr(self, name, nn.Parameter(empty, requires_grad=getattr(self, name).requires_grad))
+
+    def unpack(self) -> None:
+        """Makes ordinary parameters of packed weights again."""
+        if self.packed is not None:
+            for name, weight in zip(("gate_up_proj", "down_proj"), self.packed.unpack(), strict=True):
+                setattr(self, name, nn.Parameter(weight, requires_grad=getattr(self, name).requires_grad))
+            self.packed = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is not None:
+            destination[prefix + "gate_up_proj"], destination[prefix + "down_proj"] = self.packed.unpack()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
+        if self.packed is not None:
+            raise BackendUnavailable("packed experts cannot be moved or converted; call unpack() first")
+        return super()._apply(fn, recurse)

@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..errors import ConfigError, nearest
+from ..errors import BackendUnavailable, ConfigError, nearest
 from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
-from ..ops import BACKENDS, DenseTerm, add_dense, expert_ffn
+from ..ops import BACKENDS, DenseTerm, add_dense
 from .configuration_moepp import MoEPPConfig
 
 RoutingEdit = Callable[[Routing], Routing]
@@ -29,7 +29,7 @@ RoutingEdit = Callable[[Routing], Routing]
 
 def _ours(backend: str) -> Callable[..., Tensor]:
     def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
-        return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
+        return self.run(x, expert, weight, dense, backend=backend)
 
     return forward
 
@@ -38,6 +38,8 @@ def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """One of transformers' implementations, shown only (token, FFN expert) pairs: other ids would break it."""
 
     def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
+        if self.packed is not None:
+            raise BackendUnavailable("transformers' implementations cannot run packed experts; call unpack() first")
         token, slot = ((expert >= 0) & (expert < self.num_experts)).nonzero(as_tuple=True)
         y = torch.zeros_like(x, dtype=weight.dtype)
         if token.numel():
@@ -137,6 +139,25 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if requested not in names:
             raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
+
+    def pack_for_inference(self) -> None:
+        """Brings all experts' weights into the order that the fastest CPU backend reads, in place, layer by layer.
+
+        Without it that backend keeps a packed copy beside the weights. Saving still works; :meth:`unpack` undoes it.
+
+        Raises:
+            BackendUnavailable: they cannot be packed here; says why.
+        """
+        for experts in self._experts():
+            experts.pack_for_inference()
+
+    def unpack(self) -> None:
+        """Undoes :meth:`pack_for_inference`."""
+        for experts in self._experts():
+            experts.unpack()
+
+    def _experts(self) -> list[FFNExperts]:
+        return [module for module in self.modules() if isinstance(module, FFNExperts)]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -11,16 +11,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BackendUnavailable, ConfigError, nearest
-from . import grouped, reference, triton_experts
+from . import fused, grouped, onednn, packed_weights, reference, triton_experts
 from .backend import Backend
 from .dense import DenseTerm, add_dense
+from .onednn import Packed, packed_ffn
 
-__all__ = ["BACKENDS", "DenseTerm", "add_dense", "check_backend", "expert_ffn"]
+__all__ = [
+    "BACKENDS",
+    "DenseTerm",
+    "Packed",
+    "add_dense",
+    "check_backend",
+    "expert_ffn",
+    "pack_weights",
+    "packed_ffn",
+]
 
 logger = logging.getLogger("moepp.ops")
 
 _BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (triton_experts.BACKEND, grouped.BACKEND, reference.BACKEND)
+    backend.name: backend
+    for backend in (
+        onednn.BACKEND,
+        fused.BACKEND,
+        triton_experts.BACKEND,
+        grouped.BACKEND,
+        reference.BACKEND,
+        fused.RECOMPUTE,
+    )
 }
 """In the order of auto's preference."""
 BACKENDS = ("auto", *_BACKENDS)
@@ -57,14 +75,29 @@ def expert_ffn(
         BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
     """
     check_backend(backend)
-    if torch.is_autocast_enabled(x.device.type):  # grouped_mm is not one of autocast's operators
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        packed_weights.forget(gate_up)  # training: the packed copy would be outdated by the next step
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     chosen = _pick(x, gate_up, down) if backend == "auto" else _named(backend, x, gate_up, down)
+    if not chosen.converts_weights and torch.is_autocast_enabled(x.device.type):
+        gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         if dense is None or chosen.takes_dense:
             return chosen.run(x, expert, weight, gate_up, down, dense)
         return add_dense(chosen.run(x, expert, weight, gate_up, down, None), x, dense)
+
+
+def pack_weights(gate_up: Float[Tensor, "N two_F D"], down: Float[Tensor, "N D F"]) -> Packed:
+    """The weights in the order that :func:`packed_ffn` reads.
+
+    Raises:
+        BackendUnavailable: they cannot be packed here; says why.
+    """
+    if (reason := onednn.why_not_pack(gate_up.dtype, gate_up, down)) is not None:
+        raise BackendUnavailable(f"the experts' weights cannot be packed: {reason}")
+    packed_weights.forget(gate_up)
+    return onednn.pack(gate_up, down, gate_up.dtype)
 
 
 def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:
@@ -73,8 +106,8 @@ def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:
     for backend in _BACKENDS.values():
         if backend.suits(x):
             if (reason := backend.why_not(x, gate_up, down)) is None:
-                for line in passed_over:
-                    _say_once(f"backend 'auto' runs {backend.name!r}, not {line}")
+                if passed_over:
+                    _say_once(f"backend 'auto' runs {backend.name!r}, not {'; not '.join(passed_over)}")
                 return backend
             passed_over.append(f"{backend.name!r}: {reason}")
     raise AssertionError("the reference runs everything")

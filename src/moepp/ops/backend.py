@@ -24,3 +24,5 @@ class Backend:
     """Whether ``"auto"`` considers it for these tokens. If it does and the backend cannot run, auto says so once."""
     takes_dense: bool = False
     """Whether it adds a :class:`DenseTerm` in the pass that combines the experts' outputs."""
+    converts_weights: bool = False
+    """Whether it takes weights of another dtype than x's and converts them itself, once."""
