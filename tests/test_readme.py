@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from moepp.data import train_tokenizer
 from moepp.model import MoEPPForCausalLM, preset
@@ -20,9 +21,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_there_are_two_python_snippets_of_about_ten_lines() -> None:
+def test_there_are_three_python_snippets_of_about_ten_lines_at_most() -> None:
     snippets = blocks("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     assert all(len([line for line in snippet.splitlines() if line.strip()]) <= 11 for snippet in snippets)
 
 
@@ -46,6 +47,19 @@ def test_hugging_face_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(blocks("python")[1], {})
 
 
+def test_two_lines_give_a_transformers_model_our_kernels() -> None:
+    snippet = blocks("python")[2]
+    assert len([line for line in snippet.splitlines() if line]) == 2
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+    ids = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        before = model(ids).logits
+        exec(snippet, {"model": model})
+        assert model.config._experts_implementation == "moepp_auto"
+        torch.testing.assert_close(model(ids).logits, before)
+
+
 @pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines() if line])
 def test_commands_exist(line: str) -> None:
     program, command, *arguments = shlex.split(line, comments=True)
@@ -58,6 +72,16 @@ def test_commands_exist(line: str) -> None:
     if command == "train":
         recipe, *overrides = [a for a in arguments if not a.startswith("--")]
         assert load_recipe(ROOT / recipe, overrides).output_dir == "runs/mine"
+    elif command == "bench":
+        from moepp.commands import bench, bench_model
+
+        from .commands import test_bench, test_bench_model
+
+        typed = line.partition("#")[0]
+        if arguments[0] == "model":
+            assert bench_model.plan(test_bench_model.options_of(typed))
+        else:
+            assert arguments[0] == "report" or bench.plan(test_bench.options_of(typed))
     else:
         assert command == "info"
         preset(arguments[0])

@@ -15,3 +15,11 @@ def binary(value: float) -> str:
         if value >= size:
             return f"{value / size:.2f} {unit}"
     return f"{value:g} B"
+
+
+def duration(seconds: float) -> str:
+    """``12.3 ms``; three digits, from nanoseconds to seconds."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

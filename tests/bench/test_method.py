@@ -25,3 +25,14 @@ def test_machine_names_processor_and_versions() -> None:
     assert facts["processor"]
     assert facts["cores"] >= 1
     assert facts["torch"].startswith("2.")
+
+
+def test_a_budget_ends_the_rounds_but_not_before_there_are_five() -> None:
+    assert interleave({"a": lambda: None}, rounds=30, budget=1e-9)["a"].rounds == 5
+    assert interleave({"a": lambda: None}, rounds=7, budget=60.0)["a"].rounds == 7
+
+
+def test_rounds_can_be_compared_one_by_one() -> None:
+    timing = interleave({"a": lambda: None}, rounds=6)["a"]
+    assert len(timing.seconds) == 6
+    assert min(timing.seconds) <= timing.median <= max(timing.seconds)

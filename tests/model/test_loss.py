@@ -63,6 +63,7 @@ def test_padding_counts_in_neither_part_of_the_loss() -> None:
         counted = RoutingStats.of(routing, mask=real)
         one, two, three = (RoutingStats.of(routings[index]) for routings in alone)
         assert torch.equal(counted.assigned, (one + two + three).assigned)
+        assert all(torch.equal(*pair) for pair in zip(out.routing_stats[index], counted, strict=True))
         assert counted.tokens == sum(LENGTHS)
 
 
@@ -93,7 +94,7 @@ def test_padding_of_the_same_batch_changes_no_part_of_the_loss() -> None:
 
 def test_without_labels_there_is_no_loss() -> None:
     out = tiny_model()(tokens(2, 12))
-    assert (out.loss, out.lm_loss, out.balance_loss, out.layer_balance_loss) == (None,) * 4
+    assert (out.loss, out.lm_loss, out.balance_loss, out.layer_balance_loss, out.routing_stats) == (None,) * 5
 
 
 def test_beta_zero_leaves_the_language_modelling_loss() -> None:

@@ -13,10 +13,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moepp.train.callbacks
+import moepp.train.metrics
+from moepp import RoutingStats
 from moepp.config import EXPERT_TYPES
 from moepp.errors import DataError
 from moepp.train import train
 from moepp.train.callbacks import METRICS_FILE, MetricsFile, StepClock, training_line, validation_line
+from moepp.train.metrics import on_cpu
 from moepp.train.run import Prepared
 
 from .tiny import Runner, at_step, logged
@@ -73,6 +76,34 @@ def test_what_is_logged_over_several_steps_is_their_mean(runner: Runner, plain: 
     for window, part in zip(windows, (steps[:6], steps[6:]), strict=True):
         for key in means:  # steps have equally many tokens, so that counts over the window are means, too
             assert window[key] == pytest.approx(sum(step[key] for step in part) / 6, rel=1e-5), key
+
+
+def test_routing_is_counted_once_a_layer_and_step_and_fetched_once_a_log(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, fetched = [], []
+    of, on_cpu = RoutingStats.of, moepp.train.metrics.on_cpu
+    monkeypatch.setattr(RoutingStats, "of", lambda *args, **kwargs: counted.append(1) or of(*args, **kwargs))
+    monkeypatch.setattr(moepp.train.metrics, "on_cpu", lambda tensors: fetched.append(1) or on_cpu(tensors))
+    runner.train(
+        "once",
+        "training.max_steps=4",
+        "training.logging_steps=2",
+        "data.validation_fraction=0",
+    )
+    assert (len(counted), len(fetched)) == (2 * 4, 2)
+
+
+def test_numbers_of_different_types_are_fetched_together_and_exactly() -> None:
+    tensors = [
+        torch.tensor(2**60 + 1),
+        torch.tensor([1.5, -0.1]),
+        torch.tensor([[3], [4]]).int(),
+        torch.rand(3).double(),
+    ]
+    for fetched, tensor in zip(on_cpu(tensors), tensors, strict=True):
+        assert fetched.dtype == tensor.dtype
+        assert torch.equal(fetched, tensor)
 
 
 def test_without_capacity_nothing_is_dropped_and_every_choice_counts(runner: Runner) -> None:

@@ -1,6 +1,53 @@
 """Measuring speed: variants interleaved in one process, medians with their spread."""
 
-from .experts import LayerWork, capture_work, run_experts, synthetic_work
+from .layers import PASSES, layer_group
+from .learned import Learned
+from .measure import Case, Group, measure_group
 from .method import Timing, interleave, machine
+from .model import MODELS, Job, Route, Task, run_models
+from .paper import table_a, table_b
+from .peers import PEERS
+from .plan import Layers, Step, run_step
+from .report import machines, read_results, report
+from .router import measure_router
+from .rows import Results, Row
+from .sizes import SIZES, layer_config, model_config
+from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
-__all__ = ["LayerWork", "Timing", "capture_work", "interleave", "machine", "run_experts", "synthetic_work"]
+__all__ = [
+    "MODELS",
+    "PASSES",
+    "PEERS",
+    "SIZES",
+    "Case",
+    "Group",
+    "Job",
+    "LayerWork",
+    "Layers",
+    "Learned",
+    "Results",
+    "Route",
+    "Row",
+    "Step",
+    "Task",
+    "Timing",
+    "capture_work",
+    "interleave",
+    "layer_config",
+    "layer_group",
+    "machine",
+    "machines",
+    "measure_group",
+    "measure_router",
+    "model_config",
+    "read_results",
+    "report",
+    "run_experts",
+    "run_models",
+    "run_step",
+    "spread_work",
+    "synthetic_work",
+    "table_a",
+    "table_b",
+    "twin_layers",
+]

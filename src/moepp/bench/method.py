@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 _WARMUP_ROUNDS = 2
+_LEAST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,56 @@ class Timing:
     median: float
     iqr: float
     """Distance between the first and the third quartile."""
-    rounds: int
+    seconds: tuple[float, ...]
+    """Of each round; variants of one run can be compared round by round."""
+
+    @classmethod
+    def of(cls, seconds: tuple[float, ...]) -> "Timing":
+        first, median, third = statistics.quantiles(seconds, n=4)
+        return cls(median=median, iqr=third - first, seconds=seconds)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.seconds)
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], *, rounds: int, seed: int = 0) -> dict[str, Timing]:
+def interleave(
+    variants: Mapping[str, Callable[[], object]], *, rounds: int, budget: float | None = None, seed: int = 0
+) -> dict[str, Timing]:
     """Times each variant once a round.
 
     Args:
         variants: what to run, by name; each call must leave nothing behind that the next would feel.
         rounds: at least 4, for quartiles to mean something.
+        budget: seconds after which it is enough, once there are 5 rounds; slow work is also warmed up less.
         seed: of the order within the rounds.
     """
     assert rounds >= 4
     order = list(variants)
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in order}
-    for number in range(_WARMUP_ROUNDS + rounds):
+    begin = time.perf_counter()
+
+    def spent(share: float) -> bool:
+        return budget is not None and time.perf_counter() - begin > share * budget
+
+    warm = 0
+    while warm < _WARMUP_ROUNDS and not (warm and spent(1 / _LEAST_ROUNDS)):
+        generator.shuffle(order)
+        for name in order:
+            variants[name]()
+        warm += 1
+    for number in range(rounds):
+        if number >= _LEAST_ROUNDS and spent(1.0):
+            break
         generator.shuffle(order)
         for name in order:
             _wait()
             start = time.perf_counter()
             variants[name]()
             _wait()
-            if number >= _WARMUP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(values) for name, values in seconds.items()}
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing.of(tuple(values)) for name, values in seconds.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -62,11 +88,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _timing(values: list[float]) -> Timing:
-    first, median, third = statistics.quantiles(values, n=4)
-    return Timing(median=median, iqr=third - first, rounds=len(values))
 
 
 def _wait() -> None:

@@ -22,7 +22,11 @@ def balance_loss(routing: Routing, config: MoEConfig, *, mask: Bool[Tensor, "T"]
     Args:
         mask: True for tokens that are not padding; the others count nowhere. 0 if there is no such token.
     """
-    stats = RoutingStats.of(routing, mask=mask)
+    return balance_loss_of(RoutingStats.of(routing, mask=mask), config)
+
+
+def balance_loss_of(stats: RoutingStats, config: MoEConfig) -> Float[Tensor, ""]:
+    """Eq. 7 from counts that the caller has already, see :func:`balance_loss`."""
     tokens = stats.tokens.clamp_min(1)
     product = (stats.assigned.to(stats.prob_sum) / tokens) * (stats.prob_sum / tokens)
     ffn = config.layout().ffn

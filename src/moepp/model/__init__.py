@@ -6,6 +6,7 @@ from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig
 from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
+from .quantize import quantize_experts
 
 AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
 AutoModel.register(MoEPPConfig, MoEPPModel)
@@ -20,5 +21,6 @@ __all__ = [
     "MoEPPPreTrainedModel",
     "account",
     "preset",
+    "quantize_experts",
     "real_tokens",
 ]

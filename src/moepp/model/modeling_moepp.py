@@ -12,54 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.moe import ExpertsInterface, use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..errors import BackendUnavailable, ConfigError, nearest
-from ..layers import FFNExperts, MoE, Router, Routing, ZeroComputationExperts, balance_loss
-from ..ops import BACKENDS, DenseTerm, add_dense
+from ..errors import ConfigError, nearest
+from ..layers import (
+    FFNExperts,
+    MoE,
+    QuantizedExperts,
+    Router,
+    Routing,
+    RoutingStats,
+    ZeroComputationExperts,
+    balance_loss_of,
+)
+from ..ops import BACKENDS
 from .configuration_moepp import MoEPPConfig
+from .experts_interface import EXPERTS
 
 RoutingEdit = Callable[[Routing], Routing]
-
-
-def _ours(backend: str) -> Callable[..., Tensor]:
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
-        return self.run(x, expert, weight, dense, backend=backend)
-
-    return forward
-
-
-def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One of transformers' implementations, shown only (token, FFN expert) pairs: other ids would break it."""
-
-    def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
-        if self.packed is not None:
-            raise BackendUnavailable("transformers' implementations cannot run packed experts; call unpack() first")
-        token, slot = ((expert >= 0) & (expert < self.num_experts)).nonzero(as_tuple=True)
-        y = torch.zeros_like(x, dtype=weight.dtype)
-        if token.numel():
-            pairs = stock(self, x[token], expert[token, slot, None], weight[token, slot, None])
-            y = y.index_add(0, token, pairs.to(weight.dtype))
-        return y.to(x.dtype) if dense is None else add_dense(y, x, dense)
-
-    return forward
-
-
-class MoEPPExpertsInterface(ExpertsInterface):
-    """What ``experts_implementation`` may name: our backends and transformers' implementations."""
-
-    _global_mapping = {  # noqa: RUF012 - transformers' own form
-        **{name: _ours(name) for name in BACKENDS},
-        **{name: _compacted(stock) for name, stock in ExpertsInterface._global_mapping.items()},
-    }
-
-
-EXPERTS = MoEPPExpertsInterface()
 
 
 # transformers looks for the text of this decorator in the model class's own module, else the switch does nothing.
@@ -140,6 +115,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
             raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers'; quantised experts lie as this processor's kernels want them and are not saved."""
+        if any(isinstance(module, QuantizedExperts) for module in self.modules()):
+            raise ConfigError(
+                "a model with quantised experts is not saved; save the original, quantise after loading it"
+            )
+        return super().save_pretrained(*args, **kwargs)
+
     def pack_for_inference(self) -> None:
         """Brings all experts' weights into the order that the fastest CPU backend reads, in place, layer by layer.
 
@@ -190,6 +173,8 @@ class MoEPPCausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     routing: tuple[Routing, ...] | None = None
+    routing_stats: tuple[RoutingStats, ...] | None = None
+    """One per layer, padding left out: the counts that the balance loss was computed from."""
 
 
 class MoEPPModel(MoEPPPreTrainedModel):
@@ -342,12 +327,13 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
 
-        loss = lm_loss = layer_balance = None
+        loss = lm_loss = layer_balance = stats = None
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
             moe = self.config.moe
-            layer_balance = torch.stack([balance_loss(routing, moe, mask=mask) for routing in outputs.routing])
+            stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
+            layer_balance = torch.stack([balance_loss_of(layer, moe) for layer in stats])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
                 shifted = kwargs.get("shift_labels")
@@ -364,6 +350,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             routing=outputs.routing if output_routing else None,
+            routing_stats=stats,
         )
 
 

@@ -1,7 +1,8 @@
 """What a training run logs about its routing, summed between two logging steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,12 +23,21 @@ class Window:
     """One per layer."""
     steps: int = 0
 
-    def add(self, lm_loss: Tensor, layer_balance_loss: Tensor, share: float, stats: list[RoutingStats]) -> None:
+    def add(self, lm_loss: Tensor, layer_balance_loss: Tensor, share: float, stats: Sequence[RoutingStats]) -> None:
         """Adds one forward pass; ``share`` is its share of the step's balance loss."""
         self.lm_loss = self.lm_loss + lm_loss.detach()
         self.balance_loss = self.balance_loss + share * layer_balance_loss.detach()
         counts = [layer.detach() for layer in stats]
         self.stats = [a + b for a, b in zip(self.stats, counts, strict=True)] if self.stats else counts
+
+    def to_cpu(self) -> None:
+        """Fetches all sums in one transfer: each one from a GPU waits for everything that was asked of it."""
+        lm_loss, balance_loss, *counts = on_cpu(
+            [torch.as_tensor(self.lm_loss), torch.as_tensor(self.balance_loss), *chain.from_iterable(self.stats)]
+        )
+        self.lm_loss, self.balance_loss = lm_loss, balance_loss
+        width = len(RoutingStats._fields)
+        self.stats = [RoutingStats(*counts[i : i + width]) for i in range(0, len(counts), width)]
 
     def metrics(self, layout: ExpertLayout, seconds: float) -> dict[str, float]:
         """The numbers to log, per step or over all tokens of the window, whose steps took so many seconds."""
@@ -41,6 +51,14 @@ class Window:
         logs |= routing_metrics(self.stats, layout)
         logs |= {f"layer_{i}/balance_loss": float(value) for i, value in enumerate(balance)}
         return logs
+
+
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors of one device, whatever their dtypes, in one transfer of their bytes."""
+    flat = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    fetched = torch.cat(flat).cpu().split([len(part) for part in flat])
+    # clone: a view of bytes as numbers must begin at a multiple of their size.
+    return [part.clone().view(like.dtype).view(like.shape) for part, like in zip(fetched, tensors, strict=True)]
 
 
 def routing_metrics(stats: list[RoutingStats], layout: ExpertLayout) -> dict[str, float]:

@@ -13,8 +13,7 @@ from transformers import Trainer
 
 from ..config import MoEConfig
 from ..data import TrainingData, ValidationData
-from ..layers import RoutingStats
-from ..model import MoEPPForCausalLM, real_tokens
+from ..model import MoEPPForCausalLM
 from . import checkpoint
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
@@ -96,15 +95,11 @@ class MoEPPTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Trainer's, collecting the routing on the way."""
-        result: Any = super().compute_loss(
-            model, {**inputs, "output_routing": True}, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        result: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss, outputs = result
         if model.training:
-            mask = real_tokens(inputs.get("attention_mask"), inputs["input_ids"].shape[1])
-            stats = [RoutingStats.of(routing, mask=mask) for routing in outputs["routing"]]
             share = 1 / self.current_gradient_accumulation_steps
-            self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, stats)
+            self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, outputs["routing_stats"])
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -122,6 +117,7 @@ class MoEPPTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
+            self.window.to_cpu()
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
             if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
                 self.alerts.check(self.state.global_step, self.window.stats)

@@ -5,7 +5,7 @@ import torch
 
 from moepp import MoEConfig
 from moepp.bench import capture_work, run_experts, synthetic_work
-from moepp.bench.experts import exact_share_routing
+from moepp.bench.work import exact_share_routing
 from moepp.model import MoEPPForCausalLM, preset
 
 

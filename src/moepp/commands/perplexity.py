@@ -1,0 +1,156 @@
+"""``moepp perplexity``: what storing a trained model's FFN experts in fewer bits does to its loss."""
+
+import json
+import math
+import shlex
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers.utils import logging
+
+from .. import __version__
+from ..bench import machine
+from ..errors import DataError
+from ..format import binary
+from ..layers import MoE
+from ..model import MoEPPForCausalLM, quantize_experts
+from ..ops.quantized import SCHEMES
+from ..train import RECIPE_FILE, Prepared, load_recipe, prepare
+
+FULL = "full"
+BATCH = 8
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on all held-out text."""
+
+    dtype: str
+    """Of everything but quantised experts."""
+    experts: str
+    """``"full"`` or a scheme of :func:`moepp.model.quantize_experts`."""
+    loss: float
+    """Nats per token over the mixture, as in the training run's log."""
+    perplexity: float
+    change: float
+    """In nats, over the full float32 model."""
+    change_standard_error: float
+    """From the blocks of held-out text: the two models' losses are compared block by block."""
+    expert_bytes: int
+    """Of the FFN experts' weights, scales included."""
+
+
+def run_perplexity(run: Path, out: Path | None) -> None:
+    """Prints a table of loss and perplexity, and writes it as JSON to ``out``.
+
+    Raises:
+        DataError: ``run`` is not a finished training run with held-out text, or ``out`` cannot be written.
+    """
+    for name in (RECIPE_FILE, "config.json"):
+        if not (run / name).is_file():
+            raise DataError(f"{run} holds no {name}; give the output_dir of a finished training run")
+    if out is not None and not out.parent.is_dir():  # said before the minutes that evaluating takes
+        raise DataError(f"--json={str(out)!r} cannot be written: there is no folder {out.parent}; make it")
+    console = Console()
+    recipe = load_recipe(run / RECIPE_FILE)
+    prepared = prepare(recipe, console, saved_tokenizer=run)
+    if not prepared.data.validation:
+        raise DataError(f"{run} was trained without held-out text; train one with data.validation_fraction above 0")
+    logging.disable_progress_bar()
+    with console.status("evaluating"):
+        rows = measure(run, prepared)
+    console.print(_table(rows))
+    if out is not None:
+        facts = {
+            "machine": machine(),
+            "versions": {"moepp": __version__, "torch": torch.__version__, "transformers": version("transformers")},
+            "command": shlex.join(["moepp", *sys.argv[1:]]),
+            "seed": recipe.seed,
+            "corpus_hash": prepared.data.corpus_hash,
+            "tokens": sum(data.blocks.size for data in prepared.data.validation.values()),
+            "rows": [asdict(row) for row in rows],
+        }
+        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(run: Path, prepared: Prepared) -> list[Measured]:
+    """Each dtype with full and with quantised experts, on the same held-out text."""
+    weights = {
+        source.name: source.weight for source in prepared.corpus.sources if source.name in prepared.data.validation
+    }
+    share = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    exact: dict[str, Tensor] = {}
+    rows = []
+    for dtype in DTYPES:
+        for experts in (FULL, *SCHEMES):
+            model = MoEPPForCausalLM.from_pretrained(run, dtype=dtype)
+            if experts != FULL:
+                quantize_experts(model, experts)
+            losses = block_losses(model, prepared)
+            exact = exact or losses
+            loss = sum(share[name] * float(blocks.mean()) for name, blocks in losses.items())
+            differences = {name: blocks - exact[name] for name, blocks in losses.items()}
+            variance = sum(share[name] ** 2 * _variance_of_mean(blocks) for name, blocks in differences.items())
+            rows.append(
+                Measured(
+                    dtype=str(dtype).removeprefix("torch."),
+                    experts=experts,
+                    loss=loss,
+                    perplexity=math.exp(loss),
+                    change=sum(share[name] * float(blocks.mean()) for name, blocks in differences.items()),
+                    change_standard_error=math.sqrt(variance),
+                    expert_bytes=_expert_bytes(model),
+                )
+            )
+    return rows
+
+
+@torch.inference_mode()
+def block_losses(model: MoEPPForCausalLM, prepared: Prepared) -> dict[str, Tensor]:
+    """By source, each held-out block's loss in nats per token, without the balance loss."""
+    found = {}
+    for name, data in prepared.data.validation.items():
+        blocks = torch.stack([sample["input_ids"] for sample in data])
+        found[name] = torch.cat([_losses(model, batch) for batch in blocks.split(BATCH)]).double()
+    return found
+
+
+def _losses(model: MoEPPForCausalLM, blocks: Tensor) -> Tensor:
+    logits = model(blocks, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.transpose(1, 2), blocks[:, 1:], reduction="none").mean(-1)
+
+
+def _variance_of_mean(values: Tensor) -> float:
+    return statistics.variance(values.tolist()) / len(values) if len(values) > 1 else math.nan
+
+
+def _expert_bytes(model: MoEPPForCausalLM) -> int:
+    tensors = (
+        tensor
+        for layer in model.modules()
+        if isinstance(layer, MoE)
+        for tensor in (*layer.experts.parameters(), *layer.experts.buffers())
+    )
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _table(rows: list[Measured]) -> Table:
+    table = Table(title="held-out text", title_justify="left")
+    for name in ("model", "FFN experts"):
+        table.add_column(name)
+    for name in ("loss", "perplexity", "change of loss", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        change = f"{row.change:+.5f} ± {row.change_standard_error:.5f}"
+        size = binary(row.expert_bytes)
+        table.add_row(row.dtype, row.experts, f"{row.loss:.4f}", f"{row.perplexity:.2f}", change, size)
+    return table
