@@ -139,8 +139,16 @@ def test_backends_in_float32_equal_the_oracle(case: str, backend: str) -> None:
     compare(random_moe(config, backend=backend, dtype=torch.float32), config, dtype=torch.float32, masked=True)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_triton_equals_the_oracle(case: str) -> None:
+    """Every case: routing is a kernel of its own there."""
+    config = dataclasses.replace(BASE, **CASES[case])
+    moe = random_moe(config, backend="triton", dtype=torch.float32)
+    compare(moe, config, dtype=torch.float32, masked=True, biased=True)
+
+
 @pytest.mark.parametrize("case", ["paper", "tight by position", "released"])
-@pytest.mark.parametrize("backend", ["grouped", "reference"])
+@pytest.mark.parametrize("backend", ["grouped", "reference", "triton"])
 def test_backends_in_bfloat16_equal_the_oracle(case: str, backend: str) -> None:
     """The router works in float32, so that it chooses as the oracle does on the same rounded parameters."""
     config = dataclasses.replace(BASE, intermediate_size=16, **CASES[case])  # rows of 16 bytes

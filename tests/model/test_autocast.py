@@ -13,7 +13,7 @@ from ..tolerances import assert_close
 from .factory import fill, gradients, tiny_config, tiny_model, tokens
 
 HALVES = [torch.bfloat16, torch.float16]
-IMPLEMENTATIONS = ["auto", "reference", "grouped_mm", "batched_mm"]
+IMPLEMENTATIONS = ["auto", "reference", "triton", "grouped_mm", "batched_mm"]
 # A near tie may be decided the other way after rounding, which moves a token by a whole expert. Losses are means over
 # many tokens and forgive that; single elements don't.
 LOSS_TOLERANCE = 0.02

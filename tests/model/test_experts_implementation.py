@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import moepp.ops
 from moepp.errors import ConfigError
+from moepp.layers import routing
 from moepp.model import MoEPPForCausalLM
 
 from ..tolerances import assert_close
@@ -27,6 +28,7 @@ RUNS = {
     "fused_recompute": {"fused_recompute": LAYERS},
     "grouped": {"grouped": LAYERS, "torch grouped_mm": 2 * LAYERS},
     "reference": {"reference": LAYERS},
+    "triton": {"triton": LAYERS, "fused routing": LAYERS},
     "eager": {"reference": LAYERS},
     "grouped_mm": {"stock grouped": 2 * LAYERS, "torch grouped_mm": 2 * LAYERS},
     "batched_mm": {"stock batched": 2 * LAYERS},
@@ -48,6 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for name, backend in list(moepp.ops._BACKENDS.items()):
         monkeypatch.setitem(moepp.ops._BACKENDS, name, replace(backend, run=spy(name, backend.run)))
+    monkeypatch.setattr(routing, "fused_routing", spy("fused routing", routing.fused_routing))
     monkeypatch.setattr(stock, "_grouped_linear", spy("stock grouped", stock._grouped_linear))
     monkeypatch.setattr(stock, "_batched_linear", spy("stock batched", stock._batched_linear))
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", spy("torch grouped_mm", torch.nn.functional.grouped_mm))
@@ -155,3 +158,18 @@ def test_model_module_holds_the_text_that_transformers_looks_for() -> None:
     source = Path(sys.modules[MoEPPForCausalLM.__module__].__file__).read_text(encoding="utf-8")
     assert "\n@use_experts_implementation" in source
     assert MoEPPForCausalLM._can_set_experts_implementation()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_model_compiles_into_one_graph() -> None:
+    model = tiny_model(experts_implementation="triton", num_hidden_layers=2, capacity_factor=1.1).train()
+    ids = tokens(2, 12)
+    expected = model(ids, labels=ids).loss
+    expected.backward()
+    eager = gradients(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = compiled(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    assert_close(loss, expected, name="loss")
+    for name, gradient in gradients(model).items():
+        assert_close(gradient, eager[name], name=f"gradient of {name}")

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning"),
 ]
 
-IMPLEMENTATIONS = ["auto", "grouped", "reference", "grouped_mm", "batched_mm"]
+IMPLEMENTATIONS = ["auto", "grouped", "reference", "triton", "grouped_mm", "batched_mm"]
 
 
 def pair(**changes: object) -> tuple[MoEPPForCausalLM, MoEPPForCausalLM]:
@@ -92,3 +92,32 @@ def test_checkpointing_changes_no_loss_no_gradient_and_no_statistics(use_reentra
     assert torch.equal(stats_again, stats)
     for name, gradient in grads.items():
         assert_close(grads_again[name], gradient, name=f"gradient of {name}")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("implementation", ["grouped", "triton"])
+def test_model_compiles_into_one_graph(implementation: str) -> None:
+    """In bfloat16: torch's own description of grouped_mm to the compiler takes nothing else."""
+    model, _ = pair(router_aux_loss_coef=1.0)
+    model.to(torch.bfloat16).set_experts_implementation(implementation)
+    ids = tokens(2, 12).cuda()
+    expected = model.train()(ids, labels=ids, use_cache=False).loss
+    loss = torch.compile(model, fullgraph=True)(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    assert_close(loss, expected, like=torch.bfloat16, name="loss")
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("implementation", ["grouped", "triton"])
+def test_training_step_without_padding_does_not_synchronise(implementation: str) -> None:
+    """With an attention mask transformers looks, once a forward pass, whether it hides anything."""
+    model, _ = pair(capacity_factor=1.1)
+    model.to(torch.bfloat16).set_experts_implementation(implementation)
+    ids = tokens(2, 12).cuda()
+    model.train()(ids, labels=ids, use_cache=False).loss.backward()  # builds kernels, which does wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(ids, labels=ids, use_cache=False).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

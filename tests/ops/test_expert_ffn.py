@@ -16,7 +16,8 @@ from ..factory import randn
 from ..tolerances import assert_close
 
 D, F, N, K = 16, 24, 4, 2
-BACKENDS = ["reference", "grouped", "fused", "fused_recompute"]
+BACKENDS = ["reference", "grouped", "fused", "fused_recompute", "triton"]
+GPU_BACKENDS = ["reference", "grouped", "triton", "auto"]
 NAMES = ("x", "weight", "gate_up", "down")
 
 
@@ -109,7 +110,7 @@ def test_backend_equals_the_loop(backend: str, tokens: int, dtype: torch.dtype) 
 @pytest.mark.parametrize("device", ["cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 63, 1000])
-@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
 def test_backend_on_a_gpu_equals_the_loop(backend: str, tokens: int, dtype: torch.dtype, device: str) -> None:
     # Full float32 matmuls: with TF32 allowed, ten bits of mantissa would be compared with twenty-three.
     assert torch.get_float32_matmul_precision() == "highest"
@@ -228,6 +229,14 @@ def test_runs_without_gradients(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_uninitialised_memory_is_never_read(backend: str, low: int, high: int) -> None:
     check(case(63, low=low, high=high), backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("low", "high"), [(0, N), (-1, N + 2), (N, N + 2)], ids=["inside", "mixed", "all outside"])
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_uninitialised_memory_of_a_gpu_is_never_read(backend: str, low: int, high: int) -> None:
+    check(case(63, low=low, high=high, device="cuda"), backend)
 
 
 @pytest.mark.parametrize(

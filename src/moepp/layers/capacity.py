@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..config import MoEConfig
+from ..ops.places import places
 from .routing import Routing
 
 # Capacities are short decimals times integers: without this, 1.1 / 10 · 400 · .75 = 33.00000000000001 would become 34.
@@ -32,7 +33,12 @@ def expert_capacity(config: MoEConfig, assignments: int | Tensor, factor: float)
 
 
 def keep_mask(
-    routing: Routing, config: MoEConfig, factor: float, *, mask: Bool[Tensor, "T"] | None = None
+    routing: Routing,
+    config: MoEConfig,
+    factor: float,
+    *,
+    mask: Bool[Tensor, "T"] | None = None,
+    backend: str = "auto",
 ) -> Bool[Tensor, "T K"]:
     """Which assignments stay when no expert keeps more than its capacity.
 
@@ -43,6 +49,7 @@ def keep_mask(
     Args:
         factor: gamma of Eq. 8.
         mask: True for tokens that are not padding.
+        backend: the experts', see :func:`moepp.ops.places.places`.
     """
     tokens, experts = routing.probs.shape
     top_k = routing.expert.shape[1]
@@ -54,18 +61,16 @@ def keep_mask(
         real = mask.sum()
     capacity = expert_capacity(config, top_k * real, factor)
 
-    expert = torch.where(candidate, routing.expert, experts).flatten()  # what takes no place sorts to the end
-    order = torch.arange(expert.numel(), device=expert.device)
+    expert = torch.where(candidate, routing.expert, experts).flatten()  # one more group, for what takes no place
     if config.drop_policy == "probability":
         chosen = routing.probs.gather(-1, routing.expert.clamp(0, experts - 1)).flatten()
         order = chosen.sort(descending=True, stable=True).indices
-    order = order[expert[order].sort(stable=True).indices]  # by expert, and by priority within one
-    group = expert[order]
-    start = torch.searchsorted(group, torch.arange(experts + 1, device=group.device, dtype=group.dtype))
-    place = torch.arange(group.numel(), device=group.device) - start[group]
-    limit = torch.cat([capacity, capacity.new_zeros(1)])[group]
-    kept = torch.zeros_like(expert, dtype=torch.bool).scatter(0, order, place < limit)
-    return kept.view_as(routing.kept)
+        ranked = places(expert[order], experts + 1, backend=backend)
+        place = torch.empty_like(ranked).scatter(0, order, ranked)
+    else:
+        place = places(expert, experts + 1, backend=backend)
+    limit = torch.cat([capacity, capacity.new_zeros(1)])
+    return (place < limit[expert]).view_as(routing.kept)
 
 
 def apply_keep(routing: Routing, kept: Bool[Tensor, "T K"]) -> Routing:

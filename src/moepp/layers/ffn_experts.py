@@ -35,6 +35,11 @@ class FFNExperts(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=std)
         nn.init.normal_(self.down_proj, std=std)
 
+    @property
+    def kernel(self) -> str:
+        """The name of the backend that runs."""
+        return self.backend
+
     def forward(
         self,
         x: Float[Tensor, "T D"],

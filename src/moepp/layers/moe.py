@@ -64,7 +64,9 @@ class MoE(nn.Module):
         """
         tokens = x.reshape(-1, x.shape[-1])
         projected, mix_logits = self._project(tokens)
-        routing = self.router(tokens, previous, selection_bias=selection_bias, projected=projected)
+        routing = self.router(
+            tokens, previous, selection_bias=selection_bias, projected=projected, backend=self._backend
+        )
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
         routing = self._apply_capacity(routing, None if mask is None else mask.reshape(-1))
@@ -94,6 +96,11 @@ class MoE(nn.Module):
             return self.experts(seen, ffn_expert, routing.weight, dense)
         return add_dense(self.experts(seen, ffn_expert, routing.weight), seen, dense)
 
+    @property
+    def _backend(self) -> str:
+        """The experts', for what has kernels of its own to go with it."""
+        return self.experts.kernel if isinstance(self.experts, FFNExperts) else "auto"
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The router's rows and W_c's in one float32 product, which reads the tokens once."""
         with torch.autocast(x.device.type, enabled=False):
@@ -111,5 +118,5 @@ class MoE(nn.Module):
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
         kept = routing.kept if mask is None else routing.kept & mask.unsqueeze(-1)
         if factor is not None:
-            kept = keep_mask(routing, self.config, factor, mask=mask)
+            kept = keep_mask(routing, self.config, factor, mask=mask, backend=self._backend)
         return apply_keep(routing, kept)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..config import MoEConfig
+from ..ops.routing import can_fuse_routing, fused_routing
 
 INIT_STD = 0.02
 TANH_WIDTH = 8  # hidden width of the tanh gate, in experts
@@ -70,6 +71,7 @@ class Router(nn.Module):
         *,
         selection_bias: Float[Tensor, "E"] | None = None,
         projected: Float[Tensor, "T P"] | None = None,
+        backend: str = "auto",
     ) -> Routing:
         """Routes T tokens.
 
@@ -80,9 +82,12 @@ class Router(nn.Module):
             selection_bias: added to the scores for choosing only; the weights don't see it. ``-inf`` disables an
                 expert.
             projected: ``x @ self.projection.T`` in float32, where the caller has it already.
+            backend: the experts'; ``"triton"`` makes everything that follows from float32 logits one kernel.
         """
         with torch.autocast(x.device.type, enabled=False):
             logits = self._logits(self._project(x) if projected is None else projected, previous)
+            if backend == "triton" and can_fuse_routing(logits):
+                return Routing(logits, *self._fused(logits, selection_bias))
             scores = logits if self.config.logits_std is None else _normalise(logits) * self.config.logits_std
             probs = scores.softmax(dim=-1)
             ranking = scores.detach() if selection_bias is None else scores.detach() + selection_bias
@@ -108,6 +113,12 @@ class Router(nn.Module):
         if self.residual is not None and previous is not None:
             logits = logits + F.linear(previous.to(logits), self.residual.weight.to(logits))
         return logits
+
+    def _fused(self, logits: Tensor, selection_bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        config = self.config
+        zeros = self.layout.indices("zero")
+        rule = {"top_k": config.top_k, "combine": config.combine, "zeros": zeros, "logits_std": config.logits_std}
+        return fused_routing(logits, selection_bias, **rule)
 
     def _weight(self, scores: Tensor, probs: Tensor, expert: Tensor, kept: Tensor) -> Tensor:
         """The combine rule: (T, K) weights from the chosen experts' probabilities (Eq. 1) or scores."""

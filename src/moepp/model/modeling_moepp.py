@@ -46,6 +46,11 @@ class MoEPPExperts(FFNExperts):
         super().__init__(config.moe, backend="reference")
         self.act_fn = nn.SiLU()  # read by transformers' implementations
 
+    @property
+    def kernel(self) -> str:
+        """What the switch says, which is not what this module was made with."""
+        return str(self.config._experts_implementation)  # pyright: ignore[reportAttributeAccessIssue]
+
 
 class MoEPPDecoderLayer(GradientCheckpointingLayer):
     """Pre-norm attention, pre-norm MoE++."""
@@ -212,6 +217,8 @@ class MoEPPModel(MoEPPPreTrainedModel):
         assert inputs_embeds is not None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        # Only positions that the caller gives may be those of packed sequences, and looking waits for the device.
+        given_positions = position_ids
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -220,7 +227,7 @@ class MoEPPModel(MoEPPPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=given_positions,
         )
         edits = routing_edit if isinstance(routing_edit, Sequence) else [routing_edit] * len(self.layers)
         biases = [None] * len(self.layers)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BackendUnavailable, ConfigError, nearest
-from . import fused, grouped, onednn, packed_weights, reference
+from . import fused, grouped, onednn, packed_weights, reference, triton_experts
 from .backend import Backend
 from .dense import DenseTerm, add_dense
 from .onednn import Packed, packed_ffn
@@ -31,7 +31,14 @@ logger = logging.getLogger("moepp.ops")
 
 _BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (onednn.BACKEND, fused.BACKEND, grouped.BACKEND, reference.BACKEND, fused.RECOMPUTE)
+    for backend in (
+        onednn.BACKEND,
+        fused.BACKEND,
+        triton_experts.BACKEND,
+        grouped.BACKEND,
+        reference.BACKEND,
+        fused.RECOMPUTE,
+    )
 }
 """In the order of auto's preference."""
 BACKENDS = ("auto", *_BACKENDS)
@@ -68,7 +75,7 @@ def expert_ffn(
         BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
     """
     check_backend(backend)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         packed_weights.forget(gate_up)  # training: the packed copy would be outdated by the next step
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
