@@ -38,17 +38,23 @@ drills: $(STAMP)
 
 RESULTS := benchmarks/results
 
-bench: $(STAMP)
+runs/demo/report.html:
+	$(MAKE) demo
+
+bench: $(STAMP) runs/demo/report.html
 	mkdir -p $(RESULTS)
 	$(BIN)/moepp bench experts --sizes 0.6b --tokens 256,2048,8192 --dtype float32,bfloat16 --tau none --peers eager,grouped_mm,longcat_flash --seconds 12 --json $(RESULTS)/cpu-experts-0.6b.json
 	$(BIN)/moepp bench experts --sizes 7b --tokens 256,2048,8192 --tau none --peers grouped_mm --seconds 20 --json $(RESULTS)/cpu-experts-7b.json
 	$(BIN)/moepp bench layer --sizes 0.6b --tokens 256,2048,8192 --dtype float32,bfloat16 --seconds 25 --json $(RESULTS)/cpu-layer.json
 	$(BIN)/moepp bench layer --sizes 7b --tokens 2048 --dtype float32,bfloat16 --seconds 30 --json $(RESULTS)/cpu-layer-7b.json
 	$(BIN)/moepp bench router --sizes 0.6b --tokens 2048,8192 --dtype float32,bfloat16 --tau 0.75 --seconds 10 --json $(RESULTS)/cpu-router.json
-	$(BIN)/moepp bench decode --sizes 0.6b,7b --tokens 1,8 --dtype bfloat16 --tau 0.75 --backends auto,int8,int4 --peers eager,grouped_mm,batched_mm --seconds 10 --json $(RESULTS)/cpu-decode.json
+	$(BIN)/moepp bench decode --sizes 0.6b --tokens 1,8 --dtype float32,bfloat16 --tau 0.75 --backends auto,int8,int4 --peers eager,grouped_mm,batched_mm --seconds 10 --json $(RESULTS)/cpu-decode.json
+	$(BIN)/moepp bench decode --sizes 7b --tokens 1,8 --dtype bfloat16 --tau 0.75 --peers grouped_mm --seconds 10 --json $(RESULTS)/cpu-decode-7b.json
 	$(BIN)/moepp bench train --sizes 0.6b --tokens 256,2048,8192 --tau 0.75 --peers eager,grouped_mm --seconds 25 --json $(RESULTS)/cpu-train.json
 	$(BIN)/moepp bench experts --paper --dtype float32,bfloat16 --seconds 5 --json $(RESULTS)/cpu-paper-a.json
 	$(BIN)/moepp bench router --paper --dtype float32,bfloat16 --seconds 5 --json $(RESULTS)/cpu-paper-b.json
+	$(BIN)/moepp bench layer --routing learned --model runs/demo --tokens 256,2048 --seconds 5 --json $(RESULTS)/cpu-learned.json
+	$(BIN)/moepp bench model --sizes 0.6b --models moepp:auto,vanilla:auto,transformers:grouped_mm,transformers:moepp_auto --json $(RESULTS)/cpu-model.json
 	$(BIN)/moepp bench report $(RESULTS)
 
 # Uses the interpreter as it is, so that it works where nothing can be installed and torch belongs to the system.

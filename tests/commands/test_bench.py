@@ -132,8 +132,31 @@ def test_the_papers_tables_have_all_their_lines(
         "experts": {"type:zero", "type:copy", "type:constant", "type:ffn"},
         "router": {"router:plain", "router:residual"},
     }
-    assert set(rows) == lines[benchmark]
+    assert {name for name in rows if not name.startswith("peak:")} == lines[benchmark]
     assert all(row.median_s and row.tokens == 2048 for row in rows.values())
+    flops = {name: rows[name].flops for name in lines[benchmark] if name.startswith("router:")}
+    assert flops == ({} if benchmark == "experts" else {"router:plain": 2048 * 16 * 64, "router:residual": flops_b(64)})
+
+
+def flops_b(hidden: int) -> int:
+    """One for a multiply-add, with W^g (16 x 16) and the sum of both terms."""
+    return 2048 * 16 * (hidden + 16 + 1)
+
+
+@pytest.mark.parametrize("benchmark", ["experts", "router"])
+def test_a_wrong_line_of_the_papers_tables_is_not_timed(
+    benchmark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_command, "PAPER_SIZE", "tiny")
+    errors = iter([0.0, 0.5, 0.0, 0.0, 0.0, 0.0])
+    order = {"experts": "relative_error", "router": "router_error"}
+    monkeypatch.setattr(f"moepp.bench.paper.{order[benchmark]}", lambda *_: next(errors))
+    run_tiny(benchmark, paper=True, json=tmp_path / "out.json")
+    rows = [row for row in Results.read(tmp_path / "out.json").rows if not row.variant.startswith("peak:")]
+    wrong = rows[1]
+    assert "wrong: off by 5.0e-01" in wrong.reason
+    assert wrong.median_s is None
+    assert all(row.median_s for row in rows if row is not wrong)
 
 
 def test_the_papers_tables_are_of_the_papers_layer() -> None:
@@ -201,10 +224,11 @@ def test_a_path_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
 
 def test_the_commands_of_make_bench_are_valid() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    lines = re.findall(r"\$\(BIN\)/(moepp bench (?!report).*)", makefile)
+    lines = re.findall(r"\$\(BIN\)/(moepp bench (?!report|model).*)", makefile)
     assert len(lines) >= 5
     for line in lines:
-        assert plan(options_of(line.replace("$(RESULTS)", "benchmarks/results")))
+        untrained = line.replace("--routing learned --model runs/demo ", "")  # the demo's models need not be here
+        assert plan(options_of(untrained.replace("$(RESULTS)", "benchmarks/results")))
 
 
 def test_decoding_is_of_few_tokens_unless_told() -> None:
@@ -228,7 +252,8 @@ def test_the_gpus_plan_begins_with_what_the_targets_speak_of_and_has_every_case(
 
 
 def test_the_gpus_plan_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = gpu_bench.plan(("tiny",), (16,), "cpu")
+    assert all("triton" in step.backends for step in gpu_bench.plan())
+    steps = gpu_bench.plan(("tiny",), (16,), "cpu", ("auto",))  # interpreted, Triton would take minutes
     rows: list[Row] = []
     assert gpu_bench.run_plan(steps, 20.0, lambda _, found: rows.extend(found)) == []
     assert {row.benchmark for row in rows} == {"layer", "experts", "train", "router"}

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moepp import MoE, MoEConfig, Routing
 
@@ -246,3 +247,23 @@ def test_ties_go_to_the_lower_expert_index(top_k: int) -> None:
     assert moe(x, tied)[1].expert.tolist() == [list(range(top_k))] * 50
     tied[:, [20, 7, 33]] = 2.0
     assert moe(x, tied)[1].expert.tolist() == [[7, 20, 33][:top_k]] * 50
+
+
+def test_the_tokens_meet_router_and_mixing_weights_in_one_product() -> None:
+    config = MoEConfig(hidden_size=32, intermediate_size=16, num_ffn_experts=4)
+    layer = MoE(config, backend="reference").eval()
+    shapes: list[tuple[int, ...]] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                shapes.append(tuple(args[-1].shape))
+            return func(*args, **(kwargs or {}))
+
+    only_zero = torch.tensor([-torch.inf] * 4 + [0.0] * 4)  # the FFN experts have products of their own
+    with torch.no_grad(), Spy():
+        layer(torch.randn(64, 32), torch.randn(64, 8), selection_bias=only_zero)
+    rows = config.layout().num_experts + 2 * config.num_constant_experts
+    over_tokens = [shape for shape in shapes if shape[0] == 32 and shape[1] > 0]
+    assert over_tokens.count((32, rows)) == 1
+    assert [shape for shape in over_tokens if shape != (32, rows) and shape[1] < 16] == []

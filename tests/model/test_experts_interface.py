@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 import moepp.ops
-from moepp import errors
+from moepp import errors, expert_ffn
 from moepp.model import experts_interface
 from moepp.ops import BACKENDS
 
@@ -86,10 +86,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def runnable(name: str, grad: bool) -> bool:
     """Whether a backend takes these models' tensors, which some do without gradients or on a GPU only."""
-    backend = moepp.ops._BACKENDS.get(name.removeprefix("moepp_"))
-    with torch.set_grad_enabled(grad):
-        weights = [torch.empty(shape).requires_grad_() for shape in ((EXPERTS, 96, 32), (EXPERTS, 32, 48))]
-        return backend is None or backend.why_not(torch.empty(8, 32), *weights) is None
+    x, weight = torch.zeros(8, 32), torch.ones(8, 2)
+    gate_up, down = (torch.zeros(shape).requires_grad_(grad) for shape in ((EXPERTS, 96, 32), (EXPERTS, 32, 48)))
+    try:
+        expert_ffn(x, torch.zeros(8, 2).long(), weight, gate_up, down, backend=name.removeprefix("moepp_"))
+    except errors.BackendUnavailable:
+        return False
+    return True
 
 
 def assert_ran(calls: Counter[str], name: str, times: int) -> None:
@@ -128,8 +131,12 @@ def test_our_kernels_generate_what_eager_does(model: str, name: str, calls: Coun
     settings = {"max_new_tokens": new, "do_sample": False}
     expected = built(model, "eager").generate(ids, **settings)
     assert not calls
-    assert torch.equal(built(model, name).generate(ids, **settings), expected)
+    ours = built(model, name)
+    assert torch.equal(ours.generate(ids, **settings), expected)
     assert_ran(calls, name, LAYERS * new)
+    with torch.no_grad():
+        assert_close(ours(tokens(2, 12)).logits, built(model, "eager")(tokens(2, 12)).logits, name="logits")
+    assert_ran(calls, name, LAYERS * (new + 1))
 
 
 def test_a_model_can_be_built_with_our_names(calls: Counter[str]) -> None:

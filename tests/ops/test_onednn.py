@@ -1,6 +1,8 @@
 """The packed CPU backend: parity without gradients, packing once and anew, and what it refuses."""
 
+import copy
 import gc
+import pickle
 import re
 
 import pytest
@@ -153,13 +155,12 @@ def refusals() -> dict[str, tuple[Case, str]]:
     with torch.inference_mode():
         frozen = Case(*(t.clone() for t in plain(case(5))))
     return {
-        "gradients": (case(5), r"it computes no gradients"),
         "float16": (plain(case(5, torch.float16)), r"it does not take torch\.float16"),
         "inference": (frozen, r"weights made under torch\.inference_mode do not tell when they change"),
     }
 
 
-@pytest.mark.parametrize("name", ["gradients", "float16", "inference"])
+@pytest.mark.parametrize("name", ["float16", "inference"])
 def test_named_it_says_why_it_cannot_run(name: str) -> None:
     c, reason = refusals()[name]
     with pytest.raises(BackendUnavailable, match=rf"backend='onednn' cannot run here: {reason}"):
@@ -212,7 +213,7 @@ def test_packed_experts_give_the_same_and_keep_no_second_copy() -> None:
     with torch.no_grad():
         expected = module(x, expert, weight)
     module.pack_for_inference()
-    assert all(p.is_meta for p in module.parameters())
+    assert sum(p.untyped_storage().nbytes() for p in module.parameters()) == 2 * 4
     with torch.no_grad():
         assert torch.equal(module(x, expert, weight), expected)
     assert all(torch.equal(t, saved[name]) for name, t in module.state_dict().items())
@@ -226,13 +227,111 @@ def test_packed_experts_refuse_what_they_cannot_do() -> None:
     module.pack_for_inference()
     x = randn(4, D, seed=1).float().requires_grad_()
     expert, weight = torch.zeros(4, 2, dtype=torch.long), torch.ones(4, 2)
-    with pytest.raises(BackendUnavailable, match=r"packed experts compute no gradients; .*unpack\(\)"):
+    with pytest.raises(BackendUnavailable, match=r"packed experts compute no gradients; .*no_grad\(\), or unpacked"):
         module(x, expert, weight)
-    with pytest.raises(BackendUnavailable, match=r"packed experts cannot be moved or converted; call unpack\(\)"):
-        module.to(torch.bfloat16)
+    with torch.no_grad(), pytest.raises(BackendUnavailable, match=r"packed as torch.float32 cannot .* torch.bfloat16"):
+        module(x.bfloat16(), expert, weight)
     module.backend = "grouped"
     with pytest.raises(BackendUnavailable, match=r"backend='grouped' cannot run packed experts; call unpack\(\)"):
         module(x.detach(), expert, weight)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "scale", "constant", "x", "gate_up"])
+def test_whatever_wants_a_gradient_is_refused(frozen: str) -> None:
+    """Else the router would stop learning without a word."""
+    c = plain(case(63))
+    dense = DenseTerm(torch.ones(63), torch.ones(63, 1), torch.ones(1, D))
+    wants = getattr(c, frozen) if hasattr(c, frozen) else getattr(dense, frozen)
+    wants.requires_grad_()
+    with pytest.raises(
+        BackendUnavailable, match=r"backend='onednn' and packed experts compute no gradients; use torch"
+    ):
+        expert_ffn(*c, dense=dense, backend="onednn")
+
+
+def test_packs_once_with_gradients_enabled_but_not_wanted(packs: list[torch.dtype]) -> None:
+    c = plain(case(63))
+    for _ in range(3):
+        expert_ffn(*c, backend="onednn")
+    assert len(packs) == 1
+
+
+@pytest.mark.usefixtures("no_gradients")
+def test_weights_may_be_views_and_many() -> None:
+    c = plain(case(63))
+    strided = c._replace(gate_up=c.gate_up.transpose(1, 2).contiguous().transpose(1, 2))
+    assert_close(expert_ffn(*strided, backend="onednn"), loop(doubled(c)).detach())
+    strided.gate_up.data.mul_(2)
+    assert_close(expert_ffn(*strided, backend="onednn"), loop(doubled(strided)).detach())
+    many = torch.randn(128, 16, 8), torch.randn(128, 8, 8)
+    alias = packed_weights._some(many[1])
+    before = alias.clone()
+    many[1].data[77].mul_(2)
+    assert not torch.equal(alias, before)
+
+
+@pytest.mark.usefixtures("no_gradients")
+def test_only_the_chosen_experts_are_read_and_nothing_is_sorted_when_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def spy(kind: type) -> None:
+        real = kind.__call__
+        monkeypatch.setattr(kind, "__call__", lambda self, x, index: (read.append(index), real(self, x, index))[1])
+
+    for dtype in (torch.float32, torch.bfloat16):
+        expert_ffn(*plain(case(8, dtype)), backend="onednn")  # the trial at the start reads, too
+    spy(onednn.Packed)
+    spy(onednn._Plain)
+    monkeypatch.setattr(onednn, "dispatch", lambda *_: pytest.fail("sorted"))
+    for dtype in (torch.float32, torch.bfloat16):
+        c = plain(case(8, dtype, low=-1, high=N + 1))
+        read.clear()
+        expert_ffn(*c, backend="onednn")
+        assert sorted(read) == sorted({e for e in c.expert.flatten().tolist() if 0 <= e < N})
+
+
+@pytest.mark.parametrize("backend", ["reference", "grouped", "fused", "onednn"])
+@pytest.mark.usefixtures("no_gradients")
+def test_ids_may_be_int32_and_the_default_dtype_anything(backend: str) -> None:
+    c = plain(case(63))
+    expected = expert_ffn(*c, backend=backend)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        dense = DenseTerm(torch.zeros(63, dtype=torch.float32), torch.zeros(63, 1).float(), torch.zeros(1, D).float())
+        y = expert_ffn(*c._replace(expert=c.expert.int()), dense=dense, backend=backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(y, expected)
+
+
+def test_packed_experts_train_on_after_unpacking() -> None:
+    module = experts()
+    optimiser = torch.optim.SGD(module.parameters(), lr=1.0)
+    module.pack_for_inference()
+    module.to("cpu")  # unpacks
+    assert module.packed is None
+    before = module.down_proj.detach().clone()
+    module(torch.randn(4, D), torch.zeros(4, 2, dtype=torch.long), torch.ones(4, 2)).sum().backward()
+    optimiser.step()
+    assert (module.down_proj - before).abs().max() > 0
+
+
+def test_packed_experts_can_be_copied_and_pickled() -> None:
+    module = experts()
+    module.pack_for_inference()
+    saved = {name: t.clone() for name, t in module.state_dict().items()}
+    for copy_ in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert copy_.packed is not None
+        assert all(torch.equal(t, saved[name]) for name, t in copy_.state_dict().items())
+
+
+def test_moving_the_module_frees_what_was_kept_beside_it() -> None:
+    module = experts()
+    with torch.no_grad():
+        module(torch.randn(20, D), torch.zeros(20, 2, dtype=torch.long), torch.ones(20, 2))
+    assert module.gate_up_proj in packed_weights._cache
+    module.to(torch.float64)
+    assert module.gate_up_proj not in packed_weights._cache
 
 
 def test_loading_weights_into_packed_experts_unpacks_them() -> None:

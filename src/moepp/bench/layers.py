@@ -5,7 +5,8 @@ T tokens, D hidden, F intermediate, N FFN experts, K top-k.
 ``moepp:B`` is MoE++ and ``vanilla:B`` its twin on backend B. In ``experts`` they get their routing; in the others the
 whole layer runs, router included, and where the routing is synthetic it replaces the router's choice after the router
 has made it. A peer is FFN experts with the vanilla routing given, which is what ``vanilla:B`` is in ``experts``; in
-``decode`` and ``train`` it is compared with ``ffn:B``, our FFN experts given the same.
+``decode`` and ``train`` it is compared with ``ffn:B``, our FFN experts given the same. ``limit:onednn``, in ``experts``
+on a CPU, is what oneDNN's products take without the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import DenseTerm, expert_ffn
+from ..ops import DenseTerm, Packed, expert_ffn, pack_weights, packed_weights
 from ..ops.quantized import SCHEMES, bytes_per_weight
 from .measure import QUANTIZED_TOLERANCE, Case, Group, Run, Variant
 from .peers import PEERS, Experts, Setting
@@ -40,6 +41,9 @@ def layer_group(case: Case, works: Works, backends: Sequence[str], peers: Sequen
         name = "vanilla" if tau is None else f"tau {tau:g}"
         truths[name] = _layers(case, work, "reference")
         variants += [_ours(case, works, tau, backend, name, backends, peers) for backend in backends]
+    if case.benchmark == "experts" and case.device == "cpu" and "auto" in backends:
+        limit, truths["limit"] = _limit(case, works[None])
+        variants.append(limit)
     if peers and case.benchmark != "layer":
         alone = case.benchmark != "experts"
         if alone:
@@ -78,6 +82,35 @@ def _ours(
         tolerance=QUANTIZED_TOLERANCE.get(backend),
         **_counts(case, work, backend),
     )
+
+
+def _limit(case: Case, work: Sequence[LayerWork]) -> tuple[Variant, Run]:
+    """oneDNN's products alone, and their truth: each expert takes its even share of rows, which lie there already.
+
+    What the vanilla experts lose against it is dispatch; what it loses against the dense peak is small numbers of rows.
+    """
+    setting = _setting(case, work[0])
+    experts, hidden = len(setting.gate_up), setting.config.hidden_size
+    rows = max(1, setting.tokens * setting.config.top_k // experts)
+    x = torch.randn(experts, rows, hidden, generator=torch.Generator().manual_seed(3)).to(case.dtype)
+    expert = torch.arange(experts).repeat_interleave(rows).unsqueeze(-1)
+
+    def products() -> list[Tensor]:
+        packed = packed_weights.of(setting.gate_up, setting.down, case.dtype, pack)
+        with torch.inference_mode():
+            return [packed(x[index], index) for index in range(experts)]
+
+    def pack() -> Packed:
+        return pack_weights(setting.gate_up, setting.down)
+
+    def truth() -> list[Tensor]:
+        weight = torch.ones(len(expert), 1)
+        with torch.inference_mode():
+            y = expert_ffn(x.flatten(0, 1), expert, weight, setting.gate_up, setting.down, backend="reference")
+            return list(y.view_as(x).unbind(0))
+
+    flops = 6.0 * experts * rows * hidden * setting.config.intermediate_size
+    return Variant(row=case.row("limit:onednn", "forward"), run=products, truth="limit", flops=flops), truth
 
 
 def _alone(case: Case, work: Sequence[LayerWork], backend: str, peers: Sequence[str]) -> Variant:

@@ -1,7 +1,7 @@
 """From variants to rows: each variant is checked against the reference, then all are timed in turns."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -114,16 +114,29 @@ def measure_group(group: Group, *, rounds: int, budget: float | None, say: Say =
         timed["peak:read"] = memory_read(case.device)
     say("timing")
     timings = interleave(timed, rounds=rounds, budget=budget)
-    flops = dense_flops(case.config, case.device)
-    peak = flops / min(timings[f"peak:{name}"].median for name in products)
+    peak = dense_flops(case.config, case.device) / min(timings[f"peak:{name}"].median for name in products)
     rate = READ_BYTES / timings["peak:read"].median if group.read else None
-    rows = []
-    for name in products:
-        rows.append(_peak_row(case, name, timings[f"peak:{name}"], flops / timings[f"peak:{name}"].median / peak))
+    rows = peak_rows(case, timings, products)
     if group.read:
         rows.append(_peak_row(case, "read", timings["peak:read"], None))
     rows += [_finish(variant, timings, peak, rate) for variant in checked]
     return [*rows, *failed, *group.absent]
+
+
+def peak_rows(case: Case, timings: Mapping[str, Timing], products: Iterable[str]) -> list[Row]:
+    """The dense products' rows, each with its share of the fastest one's rate."""
+    found = {name: timings[f"peak:{name}"] for name in products}
+    best = min(timing.median for timing in found.values())
+    return [_peak_row(case, name, timing, best / timing.median) for name, timing in found.items()]
+
+
+def checked(row: Row) -> Row:
+    """The row, with the reason why it is not to be timed where its error is beyond what its dtype allows."""
+    error, allowed = row.max_relative_error or 0.0, TOLERANCE[getattr(torch, row.dtype)]
+    if error <= allowed:
+        return row
+    reason = f"wrong: off by {error:.1e} of the largest element, allowed {allowed:.0e}"
+    return replace(row, max_relative_error=_finite(error), reason=reason)
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..config import EXPERT_TYPES, ExpertType, MoEConfig
 from ..layers import MoE, Router, Routing
-from .measure import Case, relative_error
+from .measure import Case, checked, peak_rows, relative_error
 from .method import interleave
+from .peaks import dense_products
+from .router import router_error, router_flops
 from .rows import Row
 from .work import on_backend, twin_layers
 
@@ -43,11 +45,12 @@ def table_a(case: Case, *, rounds: int, budget: float | None) -> list[Row]:
         routing = _all_to_one(case.tokens, layer, kind, x.device)
         with torch.inference_mode():
             truth = on_backend(layer, "reference").apply_experts(x, routing)
-            error = relative_error([layer.apply_experts(x, routing)], [truth])
+            run = _apply(layer, x, routing)
+            error = relative_error([run()], [truth])
         name = f"type:{kind}"
-        rows[name] = case.row(name, "forward", routing=None, max_relative_error=error)
-        runs[name] = _apply(layer, x, routing)
-    return _timed(runs, rows, rounds, budget)
+        rows[name] = checked(case.row(name, "forward", routing=None, max_relative_error=error))
+        runs[name] = run
+    return _timed(case, runs, rows, rounds, budget)
 
 
 def table_b(case: Case, *, rounds: int, budget: float | None) -> list[Row]:
@@ -65,7 +68,11 @@ def table_b(case: Case, *, rounds: int, budget: float | None) -> list[Row]:
     runs: dict[str, Callable[[], object]] = {
         name: lambda router=router: router(x, previous) for name, router in routers.items()
     }
-    return _timed(runs, {name: case.row(name, "forward", routing=None) for name in runs}, rounds, budget)
+    rows = {}
+    for name, router in routers.items():
+        error, flops = router_error(router, x, previous), router_flops(router, case.tokens)
+        rows[name] = checked(case.row(name, "forward", routing=None, max_relative_error=error, flops=flops))
+    return _timed(case, runs, rows, rounds, budget)
 
 
 NAMES_B = ("plain", "residual")
@@ -93,12 +100,20 @@ def _apply(layer: MoE, x: Tensor, routing: Routing) -> Callable[[], Tensor]:
     return lambda: layer.zero_computation(x, routing)
 
 
-def _timed(runs: dict[str, Callable[[], object]], rows: dict[str, Row], rounds: int, budget: float | None) -> list[Row]:
+def _timed(
+    case: Case, runs: dict[str, Callable[[], object]], rows: dict[str, Row], rounds: int, budget: float | None
+) -> list[Row]:
+    products = dense_products(case.config, case.dtype, case.device)
+    right = {name: run for name, run in runs.items() if rows[name].reason is None}
     with torch.inference_mode():
-        timings = interleave(runs, rounds=rounds, budget=budget)
-    return [
-        dataclasses.replace(
-            rows[name], median_s=timing.median, iqr_s=timing.iqr, tokens_per_s=rows[name].tokens / timing.median
+        timings = interleave(
+            right | {f"peak:{name}": run for name, run in products.items()}, rounds=rounds, budget=budget
         )
-        for name, timing in timings.items()
-    ]
+    found = peak_rows(case, timings, products)
+    for name, row in rows.items():
+        if row.reason is None:
+            timing = timings[name]
+            rate = row.tokens / timing.median
+            row = dataclasses.replace(row, median_s=timing.median, iqr_s=timing.iqr, tokens_per_s=rate)
+        found.append(row)
+    return found

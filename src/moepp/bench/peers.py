@@ -154,6 +154,6 @@ PEERS = {
     "sonicmoe": Peer("transformers:sonicmoe", _mixtral("sonicmoe"), _needs_gpu("kernels")),
     "scattermoe": Peer("scattermoe", _scattermoe, _needs_gpu("scattermoe")),
     "megablocks": Peer(
-        "megablocks", _unbuilt, _no_adapter("megablocks", "its layers route for themselves and take no given routing")
+        "megablocks", _unbuilt, _no_adapter("megablocks", "nobody has written its adapter and tried it on a GPU")
     ),
 }

@@ -21,12 +21,15 @@ anew.
 **Method.** What is compared runs in one process, in turns, in an order drawn anew each round, after warming up; a
 time is the median of the rounds, ± half the distance between quartiles. Ratios are between variants of one run. The
 *peak* is the fastest dense matrix product (tokens by the first projection of an expert; on a CPU the faster of
-torch.mm and oneDNN with packed weights) in that same run, and *of peak* counts only FLOPs of FFN experts that really
-ran. The *bound* is Table 1's, FFN assignments of the vanilla twin over MoE++'s, at the routing that was run;
-*fraction of the bound* is the speed-up over the twin, on the same backend and dtype, divided by it. *Synthetic*
-routing gives each expert exactly the share that tau's balance implies; *learned* is a trained model's. Before
-anything is timed, outputs, and in training all gradients, are compared with the backend `reference` on the same
-tensors; what deviates is listed as wrong and not timed. T is tokens. `auto` is what a user gets who chooses nothing."""
+torch.mm and oneDNN with packed weights, both into memory that is there already) in that same run, and *of peak*
+counts only FLOPs of FFN experts that really ran. `limit:onednn` is oneDNN's products alone, at the rows that an
+expert gets. Why targets are missed where they are: [kernels](kernels.md#what-limits-it). The *bound* is Table 1's,
+FFN assignments of the vanilla twin over MoE++'s, at the routing that was run; *fraction of the bound* is the speed-up
+over the twin, on the same backend and dtype, divided by it. *Synthetic* routing gives each expert exactly the share
+that tau's balance implies; *learned* is a trained model's. Before anything is timed, outputs, and in training all
+gradients, are compared with the backend `reference` on the same tensors; what deviates is listed as wrong and not
+timed. T is tokens. `auto` is what a user gets who chooses nothing: on a CPU `onednn` forward and `fused` with a
+backward pass, `grouped` on a GPU."""
 
 NOTE_A = """\
 All T tokens go to one expert of the type. The zero-computation experts of a layer make one pass over the tokens
@@ -185,7 +188,9 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column("tau", lambda row: "" if row.tau is None else f"{row.tau:g}"),
         _Column("time", lambda row: duration(row.median_s or 0.0) + _spread(row)),
         _Column("paper, one A100", lambda row: _paper(row)),
-        _Column("FLOPs, the paper's and ours", lambda row: f"{FLOPS[row.variant]:,}" if row.variant in FLOPS else ""),
+        _Column(
+            "FLOPs, the paper's and ours", lambda row: f"{FLOPS[row.variant]:,}; {row.flops:,}" if row.flops else ""
+        ),
         _Column("tokens/s", lambda row: f"{row.tokens_per_s:,.0f}" if row.tokens_per_s and row.tokens else ""),
         _Column("of peak", lambda row: _percent(row.fraction_of_peak)),
         _Column("of memory read", lambda row: _percent(row.fraction_of_bandwidth)),

@@ -16,8 +16,9 @@ import torch
 from ..layers import Router
 from ..ops import expert_ffn
 from .layers import Works
-from .measure import TOLERANCE, Case, Say, relative_error
+from .measure import Case, Say, checked, peak_rows, relative_error
 from .method import Timing, interleave
+from .peaks import dense_products
 from .rows import Row
 from .work import LayerWork, on_backend
 
@@ -43,8 +44,15 @@ def measure_router(
         "moepp:router-no-residual": lambda: router(work.x),
         "vanilla:router": lambda: twin.layer.router(twin.x),
     }
-    rows = {name: case.row(name, "forward") for name in runs}
-    pairs, wrong = [], []
+    routers = {"moepp:router": (router, work, work.previous), "moepp:router-no-residual": (router, work, None)}
+    routers["vanilla:router"] = (twin.layer.router, twin, None)
+    rows, wrong = {}, []
+    for name, (one, item, previous) in routers.items():
+        row = case.row(name, "forward", max_relative_error=router_error(one, item.x, previous))
+        wrong += [] if (row := checked(row)).reason is None else [row]
+        rows[name] = row
+    runs = {name: run for name, run in runs.items() if rows[name].reason is None}
+    pairs = []
     for tau, (item, *_) in ((tau, one) for tau, one in works.items() if tau is not None):
         truths = [_layer(item, "reference"), _ffn(item, "reference")]
         for backend in backends:
@@ -53,8 +61,8 @@ def measure_router(
             with torch.inference_mode():
                 error = relative_error([layer(), ffn()], [truth() for truth in truths])
             row = case.row(f"moepp:layer:{backend}", "forward", tau=tau, max_relative_error=error)
-            if error > TOLERANCE[case.dtype]:
-                wrong.append(dataclasses.replace(row, reason=f"wrong: off by {error:.1e} of the largest element"))
+            if (row := checked(row)).reason is not None:
+                wrong.append(row)
                 continue
             alone = dataclasses.replace(row, variant=f"moepp:ffn:{backend}")
             keys = f"layer {backend} {tau:g}", f"ffn {backend} {tau:g}"
@@ -62,10 +70,22 @@ def measure_router(
                 rows[key], runs[key] = one, run
             pairs.append((*keys, dataclasses.replace(row, variant=f"moepp:router+zero:{backend}")))
     say("timing")
+    products = dense_products(case.config, case.dtype, case.device)
     with torch.inference_mode():
-        timings = interleave(runs, rounds=rounds, budget=budget)
-    found = [_timed(rows[name], timings[name]) for name in runs]
+        timings = interleave(
+            runs | {f"peak:{name}": run for name, run in products.items()}, rounds=rounds, budget=budget
+        )
+    found = [*peak_rows(case, timings, products), *(_timed(rows[name], timings[name]) for name in runs)]
     return [*found, *(_rest(row, timings[whole], timings[ffn]) for whole, ffn, row in pairs), *wrong]
+
+
+def router_error(router: Router, x: torch.Tensor, previous: torch.Tensor | None) -> float:
+    """The logits' deviation from Eq. 6 in float64."""
+    with torch.inference_mode():
+        expected = x.double() @ router.weight.double().T
+        if router.residual is not None and previous is not None:
+            expected = expected + previous.double() @ router.residual.weight.double().T
+        return relative_error([router(x, previous).logits], [expected.float()])
 
 
 def router_flops(router: Router, tokens: int) -> int:

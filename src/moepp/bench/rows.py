@@ -65,17 +65,21 @@ class Row:
     """Whole models: sequences side by side."""
     ffn_per_token: float | None = None
     """Whole models: FFN experts that a token went through, the mean over layers."""
+    flops: int | None = None
+    """Table B: of the router, counted as the paper does."""
     reason: str | None = None
     """Why nothing was measured, where the times are null."""
 
     def to_json(self) -> dict[str, Any]:
         """The row as it stands in a file."""
-        return {("pass" if key == "pass_" else key): value for key, value in asdict(self).items()}
+        values = {("pass" if key == "pass_" else key): value for key, value in asdict(self).items()}
+        return values | {"speedup_over": self.speedup_over or None}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Row":
         """The inverse of :meth:`to_json`; TypeError for fields that no row has."""
-        return cls(**{("pass_" if key == "pass" else key): value for key, value in values.items()})
+        fields = {("pass_" if key == "pass" else key): value for key, value in values.items()}
+        return cls(**fields | {"speedup_over": values["speedup_over"] or {}})
 
 
 @dataclass(frozen=True)

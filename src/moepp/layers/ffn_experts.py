@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from ..config import MoEConfig
 from ..errors import BackendUnavailable
-from ..ops import DenseTerm, Packed, check_backend, expert_ffn, pack_weights, packed_ffn
+from ..ops import (
+    DenseTerm,
+    Packed,
+    check_backend,
+    expert_ffn,
+    pack_weights,
+    packed_ffn,
+    release,
+)
 from .routing import INIT_STD
 
 
@@ -56,29 +64,29 @@ class FFNExperts(nn.Module):
             return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
         if backend not in ("auto", "onednn"):
             raise BackendUnavailable(f"backend={backend!r} cannot run packed experts; call unpack() first")
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight)):
-            raise BackendUnavailable("packed experts compute no gradients; use torch.no_grad(), or unpack() to train")
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return packed_ffn(x, expert, weight, self.packed, dense)
 
     def pack_for_inference(self) -> None:
         """Keeps the weights in oneDNN's order only, which the fastest CPU backend reads: no second copy of them.
 
-        The parameters become empty (on the meta device) until :meth:`unpack`; ``state_dict`` still gives the weights.
+        The parameters stay, without memory, until :meth:`unpack`, which moving or converting the module calls;
+        ``state_dict`` still gives the weights.
 
         Raises:
             BackendUnavailable: the weights cannot be packed here; says why.
         """
         if self.packed is None:
             self.packed = pack_weights(self.gate_up_proj, self.down_proj)
-            for name in ("gate_up_proj", "down_proj"):
-                empty = torch.empty_like(getattr(self, name), device="meta")
-                setattr(self, name, nn.Parameter(empty, requires_grad=getattr(self, name).requires_grad))
+            release(self.gate_up_proj, self.down_proj)
+            for weight in (self.gate_up_proj, self.down_proj):
+                weight.data = weight.new_full((), torch.nan).expand(weight.shape)
 
     def unpack(self) -> None:
-        """Makes ordinary parameters of packed weights again."""
+        """Gives the parameters their memory back."""
         if self.packed is not None:
-            for name, weight in zip(("gate_up_proj", "down_proj"), self.packed.unpack(), strict=True):
-                setattr(self, name, nn.Parameter(weight, requires_grad=getattr(self, name).requires_grad))
+            self.gate_up_proj.data, self.down_proj.data = self.packed.unpack()
             self.packed = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -91,6 +99,6 @@ class FFNExperts(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
-        if self.packed is not None:
-            raise BackendUnavailable("packed experts cannot be moved or converted; call unpack() first")
+        self.unpack()
+        release(self.gate_up_proj, self.down_proj)
         return super()._apply(fn, recurse)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..ops import add_dense
+from ..ops import add_dense, without_autocast
 from .capacity import apply_keep, keep_mask
 from .ffn_experts import FFNExperts
 from .routing import Router, Routing
@@ -103,7 +103,7 @@ class MoE(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The router's rows and W_c's in one float32 product, which reads the tokens once."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             rows = self.router.projection
             if self.zero_computation.mix is not None:
                 rows = torch.cat([rows, self.zero_computation.mix.flatten(0, 1).to(rows)])

@@ -6,7 +6,6 @@ T tokens, D hidden, N FFN experts, K top-k.
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..ops import DenseTerm, add_dense
 from ..ops.quantized import Quantized, quantize, quantized_ffn
 from .ffn_experts import FFNExperts
 
@@ -42,13 +41,11 @@ class QuantizedExperts(nn.Module):
         x: Float[Tensor, "T D"],
         expert: Int[Tensor, "T K"],
         weight: Float[Tensor, "T K"],
-        dense: DenseTerm | None = None,
     ) -> Float[Tensor, "T D"]:
-        """See :meth:`FFNExperts.forward`."""
+        """See :meth:`FFNExperts.forward`; the layer adds its dense term itself."""
         gate_up = Quantized(self.gate_up_proj, self.gate_up_proj_scale)
         down = Quantized(self.down_proj, self.down_proj_scale)
-        y = quantized_ffn(x, expert, weight, gate_up, down, scheme=self.scheme)
-        return y if dense is None else add_dense(y, x, dense)
+        return quantized_ffn(x, expert, weight, gate_up, down, scheme=self.scheme)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, scheme={self.scheme!r}"

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..config import MoEConfig
+from ..ops import without_autocast
 from ..ops.routing import can_fuse_routing, fused_routing
 
 INIT_STD = 0.02
@@ -84,7 +85,7 @@ class Router(nn.Module):
             projected: ``x @ self.projection.T`` in float32, where the caller has it already.
             backend: the experts'; ``"triton"`` makes everything that follows from float32 logits one kernel.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             logits = self._logits(self._project(x) if projected is None else projected, previous)
             if backend == "triton" and can_fuse_routing(logits):
                 return Routing(logits, *self._fused(logits, selection_bias))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..ops import DenseTerm, add_dense
+from ..ops import DenseTerm, add_dense, without_autocast
 from .routing import INIT_STD, Routing
 
 
@@ -43,7 +43,7 @@ class ZeroComputationExperts(nn.Module):
         if self.mix is None:
             return None
         exact = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return F.linear(x.to(exact), self.mix.flatten(0, 1).to(exact))
 
     def term(self, routing: Routing, mix_logits: Float[Tensor, "T two_C"] | None) -> DenseTerm:

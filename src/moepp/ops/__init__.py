@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BackendUnavailable, ConfigError, nearest
-from . import fused, grouped, onednn, packed_weights, reference, triton_experts
+from . import fused, grouped, memory, onednn, packed_weights, reference, triton_experts
+from .autocast import without_autocast
 from .backend import Backend
 from .dense import DenseTerm, add_dense
 from .onednn import Packed, packed_ffn
@@ -25,6 +26,8 @@ __all__ = [
     "expert_ffn",
     "pack_weights",
     "packed_ffn",
+    "release",
+    "without_autocast",
 ]
 
 logger = logging.getLogger("moepp.ops")
@@ -75,14 +78,14 @@ def expert_ffn(
         BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
     """
     check_backend(backend)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        packed_weights.forget(gate_up)  # training: the packed copy would be outdated by the next step
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     chosen = _pick(x, gate_up, down) if backend == "auto" else _named(backend, x, gate_up, down)
+    if not chosen.converts_weights and not torch.compiler.is_compiling():
+        packed_weights.forget(gate_up)  # in training it would be outdated by the next step
     if not chosen.converts_weights and torch.is_autocast_enabled(x.device.type):
         gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if dense is None or chosen.takes_dense:
             return chosen.run(x, expert, weight, gate_up, down, dense)
         return add_dense(chosen.run(x, expert, weight, gate_up, down, None), x, dense)
@@ -95,9 +98,16 @@ def pack_weights(gate_up: Float[Tensor, "N two_F D"], down: Float[Tensor, "N D F
         BackendUnavailable: they cannot be packed here; says why.
     """
     if (reason := onednn.why_not_pack(gate_up.dtype, gate_up, down)) is not None:
-        raise BackendUnavailable(f"the experts' weights cannot be packed: {reason}")
+        raise BackendUnavailable(f"the experts' weights cannot be packed: {reason}; leave them as they are")
     packed_weights.forget(gate_up)
     return onednn.pack(gate_up, down, gate_up.dtype)
+
+
+def release(gate_up: Tensor, down: Tensor) -> None:
+    """Frees what backends keep beside these weights: a packed copy, and memory for their gradients."""
+    packed_weights.forget(gate_up)
+    for weight in (gate_up, down):
+        memory.forget(weight)
 
 
 def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .autocast import without_autocast
+
 
 class DenseTerm(NamedTuple):
     """In float32, or float64 for float64 tokens."""
@@ -23,7 +25,7 @@ class DenseTerm(NamedTuple):
 def add_dense(y: Float[Tensor, "T D"] | None, x: Float[Tensor, "T D"], dense: DenseTerm) -> Float[Tensor, "T D"]:
     """``y + x · scale + shift @ constant``, computed in the term's dtype, returned in x's; no y is y = 0."""
     exact = dense.scale.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         out = x.to(exact) * dense.scale.unsqueeze(-1)
         if y is not None:
             out = out + y

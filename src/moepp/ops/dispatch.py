@@ -27,16 +27,16 @@ def dispatch(expert: Tensor, num_experts: int) -> Dispatch:
     """Sorts (T, K) ids; those outside ``[0, N)`` are left out. Waits for the device, so for CPU tensors."""
     flat = expert.flatten()
     group, order = torch.where((flat >= 0) & (flat < num_experts), flat, num_experts).sort(stable=True)
-    bounds = torch.searchsorted(group, torch.arange(num_experts + 1, dtype=group.dtype)).tolist()
+    bounds = torch.searchsorted(group, torch.arange(num_experts + 1, dtype=group.dtype, device=group.device)).tolist()
     pair = order[: bounds[-1]]
     place = torch.full_like(flat, len(pair))
-    place[pair] = torch.arange(len(pair))
+    place[pair] = torch.arange(len(pair), dtype=place.dtype, device=place.device)
     return Dispatch(pair, pair // expert.shape[1], bounds, place.view(expert.shape))
 
 
 def result_rows(where: Dispatch, width: int) -> Tensor:
     """(P + 1, width) float32 memory for the pairs' results; the last row is 0, the rest the caller's to write."""
-    rows = torch.empty(len(where.pair) + 1, width)
+    rows = torch.empty(len(where.pair) + 1, width, dtype=torch.float32, device=where.pair.device)
     rows[-1] = 0.0
     return rows
 

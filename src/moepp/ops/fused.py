@@ -88,18 +88,21 @@ class _Experts(Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)  # a user may call backward inside of autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, gate_up, down, *saved = ctx.saved_tensors
         where: Dispatch = ctx.where
         y_grad = grads[0].contiguous()
         pair_weight = weight.flatten()[where.pair].to(x.dtype)
         rows = result_rows(where, x.shape[1])
-        pair_weight_grad = torch.empty(len(where.pair))
-        gate_up_grad, down_grad = gradient_memory(gate_up), gradient_memory(down)
+        pair_weight_grad = rows.new_empty(len(where.pair))
+        x_needed, _, _, gate_up_needed, down_needed, _ = ctx.needs_input_grad
+        gate_up_grad = gradient_memory(gate_up) if gate_up_needed else None
+        down_grad = gradient_memory(down) if down_needed else None
         for index, load in enumerate(_loads(where)):
-            if load == 0:
-                gate_up_grad[index].zero_()
-                down_grad[index].zero_()
+            for grad in (gate_up_grad, down_grad):
+                if load == 0 and grad is not None:
+                    grad[index].zero_()
 
         largest, inner = _largest(where), down.shape[-1]
         taken, y_taken = x.new_empty(largest, x.shape[1]), x.new_empty(largest, x.shape[1])
@@ -116,11 +119,14 @@ class _Experts(Function):
                 pair_weight_grad[first:last][piece] = _swiglu_backward(
                     inputs[piece], product_grad[piece], scale[piece], product[piece], inputs_grad[piece]
                 )
-            torch.mm(inputs_grad[:count].t(), tokens, out=gate_up_grad[index])
-            torch.mm(y_rows.mul_(scale).t(), product[:count], out=down_grad[index])
-            rows[first:last] = torch.mm(inputs_grad[:count], gate_up[index], out=taken[:count])
-        x_grad = combine(rows, where, None).to(x.dtype)
-        weight_grad = torch.zeros(weight.numel()).index_copy_(0, where.pair, pair_weight_grad)
+            if gate_up_grad is not None:
+                torch.mm(inputs_grad[:count].t(), tokens, out=gate_up_grad[index])
+            if down_grad is not None:
+                torch.mm(y_rows.mul_(scale).t(), product[:count], out=down_grad[index])
+            if x_needed:
+                rows[first:last] = torch.mm(inputs_grad[:count], gate_up[index], out=taken[:count])
+        x_grad = combine(rows, where, None).to(x.dtype) if x_needed else None
+        weight_grad = rows.new_zeros(weight.numel()).index_copy_(0, where.pair, pair_weight_grad)
         return x_grad, None, weight_grad.view_as(weight).to(weight.dtype), gate_up_grad, down_grad, None
 
 

@@ -1,4 +1,4 @@
-"""Sort assignments by expert, then two grouped matrix products: the default for training and on GPUs.
+"""Sort assignments by expert, then two grouped matrix products: the default on GPUs and under torch.compile.
 
 T tokens, D hidden, F intermediate, N FFN experts, K top-k, P = T·K assignments.
 

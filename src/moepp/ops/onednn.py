@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import BackendUnavailable
 from . import packed_weights
 from .backend import Backend
 from .dense import DenseTerm
@@ -45,6 +46,14 @@ class Packed:
         linear = torch.ops.mkldnn._linear_pointwise
         gate = linear(x, self.gate[index], None, "swish", [], "")
         return linear(linear.binary(x, gate, self.up[index], None, "mul"), self.down[index], None, "none", [], "")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.gate[0].dtype
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles pack anew: torch can do neither with packed tensors."""
+        return pack, (*self.unpack(), self.dtype)
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """``gate_up (N, 2F, D)`` and ``down (N, D, F)``, bit for bit what was packed."""
@@ -80,8 +89,6 @@ def pack(gate_up: Tensor, down: Tensor, dtype: torch.dtype) -> Packed:
 
 def why_not(x: Tensor, gate_up: Tensor, down: Tensor) -> str | None:
     """The reason why this backend cannot run these tensors; None if it can."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down)):
-        return "it computes no gradients"
     if torch.compiler.is_compiling():
         return "packed weights cannot be traced by torch.compile"
     return why_not_pack(x.dtype, gate_up, down)
@@ -102,8 +109,8 @@ def why_not_pack(dtype: torch.dtype, gate_up: Tensor, down: Tensor) -> str | Non
 def _does_not_work(dtype: torch.dtype) -> str | None:
     """Tries the private operators on a small case; None if the result is right."""
     try:
-        generator = torch.Generator().manual_seed(0)
-        gate_up, down, x = (torch.randn(shape, generator=generator) for shape in ((1, 64, 32), (1, 32, 32), (16, 32)))
+        make = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+        gate_up, down, x = (torch.randn(shape, **make) for shape in ((1, 64, 32), (1, 32, 32), (16, 32)))
         with torch.no_grad():
             got = pack(gate_up, down, dtype)(x.to(dtype), 0).double()
         gate, up = (x.to(dtype).double() @ gate_up[0].to(dtype).double().T).chunk(2, dim=-1)
@@ -119,6 +126,7 @@ def onednn_ffn(
     x: Tensor, expert: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, dense: DenseTerm | None = None
 ) -> Tensor:
     """See :func:`moepp.ops.expert_ffn`."""
+    _require_no_gradients(x, weight, gate_up, down, *(dense or ()))
     if len(x) <= _DECODE and x.dtype == gate_up.dtype == torch.float32:
         # A product with a vector reads float32 weights at the memory's speed as they are.
         return _finish(_few_tokens(x, expert, weight, _Plain(gate_up, down)), x, dense)
@@ -127,10 +135,27 @@ def onednn_ffn(
 
 
 def packed_ffn(x: Tensor, expert: Tensor, weight: Tensor, packed: Packed, dense: DenseTerm | None = None) -> Tensor:
-    """:func:`moepp.ops.expert_ffn` with packed weights; (T, D) in x's dtype."""
+    """:func:`moepp.ops.expert_ffn` with packed weights; (T, D) in x's dtype.
+
+    Raises:
+        BackendUnavailable: gradients are wanted, or the weights were packed in another dtype than x's.
+    """
+    _require_no_gradients(x, weight, *(dense or ()))
+    if x.dtype != packed.dtype:
+        raise BackendUnavailable(
+            f"experts packed as {packed.dtype} cannot take tokens in {x.dtype}; convert the model, then pack it"
+        )
     run = _few_tokens if len(x) <= _DECODE else _many_tokens
     with torch.no_grad():
         return _finish(run(x, expert, weight, packed), x, dense)
+
+
+def _require_no_gradients(*tensors: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise BackendUnavailable(
+            "backend='onednn' and packed experts compute no gradients; use torch.no_grad(), or unpacked experts on "
+            "another backend to train"
+        )
 
 
 def _finish(y: Tensor, x: Tensor, dense: DenseTerm | None) -> Tensor:
@@ -159,17 +184,21 @@ def _many_tokens(x: Tensor, expert: Tensor, weight: Tensor, experts: Packed | _P
 
 def _few_tokens(x: Tensor, expert: Tensor, weight: Tensor, experts: Packed | _Plain) -> Tensor:
     """Decoding: reads the chosen experts' weights and nothing else, each once."""
-    x, weight = x.contiguous(), weight.float()
-    y = torch.zeros(x.shape)
-    takers: dict[int, list[tuple[int, int]]] = {}
+    x = x.contiguous()
+    y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    shares = weight.tolist()
+    takers: dict[int, dict[int, float]] = {}
     for token, ids in enumerate(expert.tolist()):
-        for slot, index in enumerate(ids):
+        for index, share in zip(ids, shares[token], strict=True):
             if 0 <= index < len(experts):
-                takers.setdefault(index, []).append((token, slot))
-    for index, pairs in takers.items():
-        out = experts(x if len(x) == 1 else x[[token for token, _ in pairs]], index).float()
-        for row, (token, slot) in enumerate(pairs):
-            y[token].addcmul_(out[min(row, len(out) - 1)], weight[token, slot])
+                taken = takers.setdefault(index, {})
+                taken[token] = taken.get(token, 0.0) + share
+    for index, taken in takers.items():
+        if len(x) == 1:
+            y.add_(experts(x, index), alpha=taken[0])
+        else:
+            for token, out in zip(taken, experts(x[list(taken)], index), strict=True):
+                y[token].add_(out, alpha=taken[token])
     return y
 
 

@@ -1,7 +1,8 @@
 """Packed copies of weights, kept as long as the weights live and do not change.
 
 A changed weight shows in its version counter, which every in-place operation raises, or in its address. Writing through
-``weight.data``, as some adapters' merging does, shows in neither, so a few of the elements are remembered too.
+``weight.data``, as some adapters' merging does, shows in neither, so a few elements of each expert are remembered too:
+what changes all of an expert is seen, what changes a few of its rows may not be; :func:`forget` helps then.
 """
 
 from collections.abc import Callable
@@ -47,5 +48,10 @@ def forget(gate_up: Tensor) -> None:
 
 
 def _some(weight: Tensor) -> Tensor:
-    flat = weight.detach().flatten()  # a view: weights are contiguous
-    return flat[:: max(1, flat.numel() // _SAMPLES)]
+    """A few elements on each expert's diagonal, as integers: NaN equals itself there."""
+    experts, rows, columns = weight.shape
+    count = max(1, _SAMPLES // max(experts, 1))
+    apart, row, column = weight.stride()
+    step = rows // count * row + columns // count * column
+    alias = weight.detach().as_strided((experts, count), (apart, step), weight.storage_offset())
+    return alias.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
