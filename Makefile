@@ -54,7 +54,8 @@ bench: $(STAMP) runs/demo/report.html
 	$(BIN)/moepp bench experts --paper --dtype float32,bfloat16 --seconds 5 --json $(RESULTS)/cpu-paper-a.json
 	$(BIN)/moepp bench router --paper --dtype float32,bfloat16 --seconds 5 --json $(RESULTS)/cpu-paper-b.json
 	$(BIN)/moepp bench layer --routing learned --model runs/demo --tokens 256,2048 --seconds 5 --json $(RESULTS)/cpu-learned.json
-	$(BIN)/moepp bench model --sizes 0.6b --models moepp:auto,vanilla:auto,transformers:grouped_mm,transformers:moepp_auto --json $(RESULTS)/cpu-model.json
+	$(BIN)/moepp bench model --sizes 0.6b --tasks training --models moepp:auto,vanilla:auto,transformers:grouped_mm,transformers:moepp_auto --json $(RESULTS)/cpu-model.json
+	$(BIN)/moepp bench model --sizes 0.6b --tasks generation --models moepp:auto,vanilla:auto,transformers:grouped_mm,transformers:moepp_auto --json $(RESULTS)/cpu-generation.json
 	$(BIN)/moepp bench report $(RESULTS)
 
 # Uses the interpreter as it is, so that it works where nothing can be installed and torch belongs to the system.

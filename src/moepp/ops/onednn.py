@@ -12,6 +12,7 @@ The operators are torch's own but private: they are tried once at the start, and
 """
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -184,21 +185,23 @@ def _many_tokens(x: Tensor, expert: Tensor, weight: Tensor, experts: Packed | _P
 
 def _few_tokens(x: Tensor, expert: Tensor, weight: Tensor, experts: Packed | _Plain) -> Tensor:
     """Decoding: reads the chosen experts' weights and nothing else, each once."""
-    x = x.contiguous()
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    shares = weight.tolist()
-    takers: dict[int, dict[int, float]] = {}
-    for token, ids in enumerate(expert.tolist()):
-        for index, share in zip(ids, shares[token], strict=True):
-            if 0 <= index < len(experts):
-                taken = takers.setdefault(index, {})
-                taken[token] = taken.get(token, 0.0) + share
-    for index, taken in takers.items():
-        if len(x) == 1:
-            y.add_(experts(x, index), alpha=taken[0])
-        else:
-            for token, out in zip(taken, experts(x[list(taken)], index), strict=True):
-                y[token].add_(out, alpha=taken[token])
+    pairs = sorted(
+        (index, token, share)
+        for token, (ids, shares) in enumerate(zip(expert.tolist(), weight.tolist(), strict=True))
+        for index, share in zip(ids, shares, strict=True)
+        if 0 <= index < len(experts)
+    )
+    if len(x) == 1:
+        for index, _, share in pairs:
+            y.add_(experts(x.contiguous(), index), alpha=share)
+    elif pairs:
+        token = torch.tensor([token for _, token, _ in pairs], device=x.device)
+        share = torch.tensor([share for _, _, share in pairs], dtype=y.dtype, device=x.device)
+        rows = x[token]
+        taken = Counter(index for index, _, _ in pairs)  # in the pairs' order
+        outs = [experts(part, index) for part, index in zip(rows.split(list(taken.values())), taken, strict=True)]
+        y.index_add_(0, token, torch.cat(outs).to(y) * share.unsqueeze(-1))
     return y
 
 
