@@ -79,7 +79,8 @@ class Row:
     def from_json(cls, values: dict[str, Any]) -> "Row":
         """The inverse of :meth:`to_json`; TypeError for fields that no row has."""
         fields = {("pass_" if key == "pass" else key): value for key, value in values.items()}
-        return cls(**fields | {"speedup_over": values["speedup_over"] or {}})
+        fields["speedup_over"] = values["speedup_over"] or {}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
