@@ -1,5 +1,9 @@
 """Tiny models with known weights. As in ``tests/factory.py``, no test relies on how a fresh model is initialised."""
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,3 +71,13 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return found
+
+
+def counted(counter: Counter[str], name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    """``real``, whose calls are counted under ``name``."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        counter[name] += 1
+        return real(*args, **kwargs)
+
+    return run

@@ -1,7 +1,6 @@
 """Our kernels in transformers' own models: what they compute, that they ran, and what they refuse."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from transformers import (
 )
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-import moepp.ops
 from moepp import errors, expert_ffn
 from moepp.model import experts_interface
 from moepp.ops import BACKENDS
@@ -65,23 +63,6 @@ def experts(implementation: str = "moepp_reference", **changes: object) -> Mixtr
     made = MixtralExperts(config)
     fill(made)
     return made
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the calls of each of our kernels."""
-    counter: Counter[str] = Counter()
-
-    def spy(name: str, real):
-        def counted(*args, **kwargs):
-            counter[name] += 1
-            return real(*args, **kwargs)
-
-        return counted
-
-    for name, backend in list(moepp.ops._BACKENDS.items()):
-        monkeypatch.setitem(moepp.ops._BACKENDS, name, replace(backend, run=spy(name, backend.run)))
-    return counter
 
 
 def runnable(name: str, grad: bool) -> bool:

@@ -130,9 +130,9 @@ def peak_rows(case: Case, timings: Mapping[str, Timing], products: Iterable[str]
     return [_peak_row(case, name, timing, best / timing.median) for name, timing in found.items()]
 
 
-def checked(row: Row) -> Row:
-    """The row, with the reason why it is not to be timed where its error is beyond what its dtype allows."""
-    error, allowed = row.max_relative_error or 0.0, TOLERANCE[getattr(torch, row.dtype)]
+def checked(row: Row, tolerance: float | None = None) -> Row:
+    """The row, with the reason why it is not to be timed if its error is beyond the tolerance, else its dtype's."""
+    error, allowed = row.max_relative_error or 0.0, tolerance or TOLERANCE[getattr(torch, row.dtype)]
     if error <= allowed:
         return row
     reason = f"wrong: off by {error:.1e} of the largest element, allowed {allowed:.0e}"
@@ -180,13 +180,13 @@ def _check_one(
         if not (variant.foreign or isinstance(failure, torch.OutOfMemoryError)):
             raise
         return replace(variant.row, reason=f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"), False
-    if error > tolerance:
-        reason = f"wrong: off by {error:.1e} of the largest element, allowed {tolerance:.0e}"
-        return replace(variant.row, max_relative_error=_finite(error), reason=reason), False
+    row = checked(replace(variant.row, max_relative_error=error), tolerance)
+    if row.reason is not None:
+        return row, False
     if budget is not None and 5 * seconds > budget:
         reason = f"one pass takes {seconds:.0f} s, too slow for {budget:.0f} s a group; raise --seconds"
-        return replace(variant.row, max_relative_error=error, reason=reason), False
-    return replace(variant.row, max_relative_error=error), True
+        return replace(row, reason=reason), False
+    return row, True
 
 
 def _seconds(run: Run) -> float:
