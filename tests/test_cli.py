@@ -54,8 +54,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_one_line(outcome: Outcome, message: str) -> None:
     assert outcome.code == 2, outcome.err
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert re.search(rf"^error: {message}", outcome.err.strip()), outcome.err
+    # torch logs in this form while transformers imports torchao, which it does where that is installed.
+    (line,) = [line for line in outcome.err.splitlines() if not re.match(r"W\d{4} ", line)]
+    assert re.search(rf"^error: {message}", line), outcome.err
 
 
 # Help
