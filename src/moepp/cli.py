@@ -125,6 +125,25 @@ def generate(
     run_generate(model, prompt, sampling, stdin=stdin, chat=chat, dtype=dtype, device=device, pack=pack)
 
 
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A saved model's folder, e.g. runs/demo/moepp.")],
+    name: Annotated[str | None, typer.Option(help="What requests call it.", show_default="the folder's name")] = None,
+    host: Annotated[str, typer.Option(help="An address of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    public: Annotated[bool, typer.Option("--public", help="Allow a --host that other machines can reach.")] = False,
+    drain: Annotated[int, typer.Option(help="Seconds that running answers get after a signal to stop.")] = 60,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda; auto is the accelerator, if any.")] = "auto",
+    pack: Annotated[bool, typer.Option("--pack", help="CPU: keep experts as the kernels read them, only.")] = False,
+) -> None:
+    """Answer OpenAI's clients over HTTP."""
+    from .commands.serve import run_serve
+
+    options = {"name": name, "host": host, "port": port, "public": public, "drain": drain}
+    run_serve(model, **options, dtype=dtype, device=device, pack=pack)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 

@@ -93,7 +93,7 @@ def stream(
     prompt = torch.tensor([ids], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
-        model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=streamer, **settings)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=streamer, **settings)  # pyright: ignore[reportAttributeAccessIssue]
     except KeyboardInterrupt:
         streamer.end()  # what it holds back of an unfinished word
         raise

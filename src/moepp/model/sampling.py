@@ -64,16 +64,21 @@ def new_tokens(prompt: int, context: int, asked: int | None, *, name: str, defau
     return min(default, room) if asked is None else asked
 
 
+def valid_text(text: str) -> str:
+    """The text; ``DataError`` when it holds halves of characters, as JSON can, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text is no valid Unicode at character {error.start}; remove that character") from error
+    return text
+
+
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """A prompt's token ids; an empty one is the token that begins a text.
 
     Raises:
         DataError: the text is no valid Unicode.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"the prompt is no valid Unicode at character {error.start}; remove it") from error
-    ids: Any = tokenizer(text)["input_ids"]
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids: Any = tokenizer(valid_text(text))["input_ids"]
+    start: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return ids or [start]
