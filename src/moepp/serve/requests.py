@@ -28,7 +28,7 @@ _SAMPLING = ("temperature", "top_p", "seed", "stop", "logit_bias", *_EXTENSIONS)
 _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     **{name: lambda value: value == 1 for name in ("n", "best_of")},
     **{name: lambda value: value == 0 for name in ("presence_penalty", "frequency_penalty")},
-    **{name: lambda value: not value for name in ("echo", "logprobs", "top_logprobs", "suffix", "logit_bias")},
+    **{name: lambda value: not value for name in ("echo", "logprobs", "top_logprobs", "suffix")},
     **{name: lambda value: not value for name in ("tools", "functions", "audio", "prediction", "web_search_options")},
     **{name: lambda value: value == "none" for name in ("tool_choice", "function_call", "reasoning_effort")},
     "modalities": lambda value: value == ["text"],
@@ -97,7 +97,7 @@ def _fields(body: Any, own: tuple[str, ...], served: Served) -> dict[str, Any]:
         if name in known:
             continue
         if name not in _NEUTRAL:
-            raise ConfigError(f"{_shown(name)} is not a field of this request; {nearest(name, (*known, *_NEUTRAL))}")
+            raise ConfigError(f"{_shown(name)} is not a field of this request; {nearest(name, known)}")
         if not _NEUTRAL[name](value):
             raise ConfigError(f"{name}={_shown(value)} is not supported; leave {name} out")
     model = fields.get("model", served.name)
