@@ -54,6 +54,7 @@ def test_model_data_and_training_are_the_runs(card: ModelCard, plain: Path) -> N
     assert f"| layers × hidden size | {config.num_hidden_layers} × {config.hidden_size} |" in card.text
     assert f"| experts per layer | {config.num_ffn_experts} ffn, 2 constant, 1 copy, 1 zero |" in card.text
     assert re.search(r"\| prose \| train \| 0\.75 \| \d+ \| \d+ \| [\d.]+ \|", card.text)
+    assert "- prose: files" in card.text
     assert re.search(r"Corpus hash \(sha256\): `[0-9a-f]{64}`", card.text)
     assert "| steps | 12 |" in card.text
     assert f"| tokens | {12 * 4 * 32:,} |" in card.text
@@ -86,7 +87,9 @@ def test_data_sets_of_the_hub_are_named_and_files_are_not(runner: Runner, tmp_pa
         SourceSpec("d", files=["x.txt"]),
     ]
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=sources))
-    assert written(tmp_path, recipe).data.datasets == ["org/set"]
+    card = written(tmp_path, recipe)
+    assert card.data.datasets == ["org/set"]
+    assert "- a: data set org/set, split train\n- b: files\n" in card.text
 
 
 def test_presets_and_twins_say_what_they_are(runner: Runner, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``moepp serve``."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def run_serve(
         def ready() -> None:
             example = json.dumps({"model": served, "prompt": "def main(", "max_tokens": 40})
             print(f"serving {served} at {url}/v1 (Ctrl-C finishes running answers and stops)")
-            print(f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{example}'")
+            print(shlex.join(["curl", f"{url}/v1/completions", "-H", "Content-Type: application/json", "-d", example]))
             sys.stdout.flush()
 
         run(app, bound, drain=drain, ready=ready)
+        print("stopped")

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..config import EXPERT_TYPES
-from ..data import Data, DataSpec
+from ..data import Data, DataSpec, SourceSpec
 from ..format import large
 from ..model import MoEPPConfig, account
 from .recipe import Recipe
@@ -53,10 +53,11 @@ def write_card(
     )
     body = [
         f"# {name}",
-        f"{_described(recipe, config)}, trained with [moepp](https://arxiv.org/abs/2410.07348) {__version__}.",
+        f"{_described(recipe, config)}, trained with moepp {__version__}. "
+        "The method is [MoE++](https://arxiv.org/abs/2410.07348).",
         *("## Use", _usage(recipe)),
         *("## Model", _table(_model(recipe, config))),
-        *("## Data", _data(data)),
+        *("## Data", _data(data, recipe.data)),
         *("## Results", _scores(metrics, log)),
         *("## Training", _table(_training(recipe))),
         *("## Licence", recipe.license or "Not stated in the recipe of this run."),
@@ -102,11 +103,22 @@ def _model(recipe: Recipe, config: MoEPPConfig) -> Iterable[tuple[str, object]]:
     yield "vocabulary, context", f"{config.vocab_size}, {config.max_position_embeddings}"
 
 
-def _data(data: Data) -> str:
+def _data(data: Data, spec: DataSpec) -> str:
     columns = ("source", "split", "weight", "documents", "tokens", "epochs")
     lines = [" | ".join(columns), "|".join("---" for _ in columns)]
     lines += [" | ".join(_cell(row.get(name)) for name in columns) for row in data.rows]
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\nCorpus hash (sha256): `{data.corpus_hash}`"
+    table = "\n".join(f"| {line} |" for line in lines)
+    origins = "\n".join(f"- {source.name}: {_origin(source)}" for source in spec.sources)
+    return f"{table}\n\n{origins}\n\nCorpus hash (sha256): `{data.corpus_hash}`"
+
+
+def _origin(source: SourceSpec) -> str:
+    if source.python_library:
+        return f"{source.python_library} of Python {platform.python_version()}'s standard library"
+    if source.dataset and source.dataset not in _BUILDERS:
+        subset = f", {source.subset}" if source.subset else ""
+        return f"data set {source.dataset}{subset}, split {source.split}"
+    return "files"
 
 
 def _scores(metrics: Mapping[str, float], log: Sequence[Mapping[str, Any]]) -> str:
