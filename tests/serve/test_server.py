@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,9 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """A running server and what it printed when it was ready."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moepp", "serve", str(folder), "--port", "0"],
+            [sys.executable, "-m", "moepp", "serve", str(folder), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -48,20 +49,27 @@ class Server:
         self.url = re.search(r" at (http://127\.0\.0\.1:\d+)/v1 ", self.ready)[1]  # pyright: ignore[reportOptionalSubscript]
         self.client = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
-    def stop(self, number: int) -> tuple[int, str]:
-        """The exit code after a signal, and standard error."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=60)
-        return self.process.returncode, err
+    def ended(self) -> str:
+        """Waits for a good end; returns what was on standard error."""
+        assert self.process.wait(timeout=60) == 0
+        out, err = self.process.communicate()
+        assert out == "stopped\n"
+        assert "Traceback" not in err
+        return err
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
+    """Ended by Ctrl-C while it works on an answer, for which it has no time."""
+    server = Server(folder, "--drain", "0")
     yield server
-    code, err = server.stop(signal.SIGINT)
-    assert code == 0, err
-    assert "Traceback" not in err
+    with ThreadPoolExecutor(1) as pool:
+        long = {"prompt": PROMPT, "max_tokens": 900}
+        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=long)
+        time.sleep(0.3)  # nothing tells from outside that it has begun
+        server.process.send_signal(signal.SIGINT)
+        err = server.ended()
+        assert answer.result().status_code == 500
     assert "no chat template" in err
 
 
@@ -135,6 +143,17 @@ def test_sampling_is_the_requests_own(server: Server, expected: dict[int, str]) 
     assert ask(temperature=0) == ask(temperature=1.5, extra_body={"top_k": 1}) == expected[12]
     drawn = [ask(temperature=1.5, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_stops_and_biases_are_obeyed(server: Server, expected: dict[int, str]) -> None:
+    stop = next(character for character in expected[48] if character.isascii() and character.isalnum())
+    stopped = server.client.completions.create(model="tiny", prompt=PROMPT, max_tokens=48, stop=[stop]).choices[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text.endswith(stop)
+    assert expected[48].startswith(stopped.text)
+    banned = {str(token): -100 for token in range(100)}
+    biased = server.client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12, logit_bias=banned).choices[0]
+    assert biased.text != expected[12]
 
 
 def test_thirty_two_streams_at_once_get_their_whole_answers(server: Server, expected: dict[int, str]) -> None:
@@ -212,9 +231,7 @@ def test_sigterm_finishes_what_was_asked_and_takes_nothing_more(folder: Path) ->
             *_, last, done = answer.result()
             assert done == "data: [DONE]"
             assert json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"] == 400
-    _, err = server.process.communicate(timeout=60)
-    assert server.process.returncode == 0, err
-    assert "Traceback" not in err
+    server.ended()
 
 
 def accepts(server: Server) -> bool:

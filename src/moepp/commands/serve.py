@@ -1,6 +1,7 @@
 """``moepp serve``."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -59,3 +60,8 @@ def run_serve(
 
         run(app, bound, drain=drain, ready=ready)
         print("stopped")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The thread that generates may still be at an answer that was cut off, or whose client has gone. It is within
+    # native code, which aborts when Python is taken down under it.
+    os._exit(0)

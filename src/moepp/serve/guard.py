@@ -5,6 +5,7 @@ Everything that a client can get wrong is answered here, as OpenAI answers it: a
 and reads audio; those paths do not exist here.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -55,15 +56,12 @@ class Guard:
         self.waiting = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            try:
-                await self._http(scope, receive, send)
-            except Refused as refused:
-                await _answer(send, refused)
-            except Disconnected:
-                pass
+        try:
+            await self._http(scope, receive, send)
+        except Refused as refused:
+            await _answer(send, refused)
+        except (Disconnected, asyncio.CancelledError):  # cancelled when the server's time to end is over
+            pass
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = scope["path"]

@@ -1,6 +1,7 @@
 """transformers' OpenAI-compatible server, with one model in it that was loaded already."""
 
 import asyncio
+import inspect
 import ipaddress
 import signal
 import socket
@@ -12,10 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
-from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.systemone import SystemOneHandler
-from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
 from ..errors import ConfigError
@@ -54,15 +52,14 @@ def build_app(name: str, model: MoEPPForCausalLM, tokenizer: PreTrainedTokenizer
     """
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     manager, state = OneModel(name, model, tokenizer), GenerationState()
-    app = build_server(
-        manager,
-        ChatCompletionHandler(manager, state),
-        CompletionHandler(manager, state),
-        ResponseHandler(manager, state),
-        TranscriptionHandler(manager, state),
-        SystemOneHandler(manager, state),
-        generation_state=state,
-    )
+    handlers: dict[str, Any] = {
+        "chat_handler": ChatCompletionHandler(manager, state),
+        "completion_handler": CompletionHandler(manager, state),
+    }
+    # No handlers for paths that the guard hides; which there are differs between versions of transformers.
+    names = [name for name in inspect.signature(build_server).parameters if name.endswith("_handler")]
+    shown: dict[str, Any] = {name: handlers.get(name) for name in names}
+    app = build_server(manager, **shown, generation_state=state)
     served = Served(name, tokenizer, model.config.max_position_embeddings, model.generation_config)
     return Guard(app, served)
 
@@ -112,7 +109,14 @@ def run(app: Guard, bound: socket.socket, *, drain: int, ready: Callable[[], Non
             await super().startup(sockets)
             ready()
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=drain, server_header=False)
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",  # transformers' application would unload the model, with which the process ends anyway
+        log_level="warning",
+        timeout_graceful_shutdown=drain,
+        server_header=False,
+    )
     # uvicorn raises the signal again when it has ended, for handlers that were there before: they would kill us.
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: None) for number in signals]
