@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moepp import cli
-from moepp.serve.server import bind, is_loopback
+from moepp.errors import ConfigError
+from moepp.serve.server import bind, is_loopback, run
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | None:
@@ -69,6 +70,16 @@ def test_a_public_address_is_bound_when_that_is_meant() -> None:
     with bind("0.0.0.0", 0, public=True) as bound:
         assert bound.getsockname()[0] == "0.0.0.0"
         assert bound.getsockname()[1] > 0
+
+
+def test_a_port_that_is_taken_while_the_model_is_loaded_is_an_error() -> None:
+    async def app(*_: object) -> None:
+        raise AssertionError
+
+    with bind("127.0.0.1", 0, public=False) as bound, bind("127.0.0.1", bound.getsockname()[1], public=False) as other:
+        other.listen()
+        with pytest.raises(ConfigError, match=r"^the port was taken in the meantime: Address already in use; choose "):
+            run(app, bound, drain=0, ready=lambda: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_nobody_can_connect_before_the_model_is_there() -> None:

@@ -102,11 +102,17 @@ def run(app: Guard, bound: socket.socket, *, drain: int, ready: Callable[[], Non
     Args:
         drain: seconds after which answers that still run are cut off. A second SIGINT does that at once.
         ready: called when connections are accepted.
+
+    Raises:
+        ConfigError: another process has come to listen at the same address.
     """
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            try:
+                await super().startup(sockets)
+            except OSError as error:  # two may bind, and one of them listen
+                raise ConfigError(f"the port was taken in the meantime: {error.strerror}; choose another") from error
             ready()
 
     config = uvicorn.Config(
