@@ -48,7 +48,8 @@ ROWS = (
         Row("attention", f"{_ATTENTION}{name}_proj.weight", f"{_ATTENTION}{name}_proj.weight", shape)
         for name, shape in {"q": "Q D", "k": "G D", "v": "G D", "o": "D Q"}.items()
     ),
-    *(Row("norms", f"{LAYER}{n}.weight", f"{LAYER}{n}.weight", "D") for n in ("input_layernorm", "post_attention_layernorm")),
+    Row("norms", f"{LAYER}input_layernorm.weight", f"{LAYER}input_layernorm.weight", "D"),
+    Row("norms", f"{LAYER}post_attention_layernorm.weight", f"{LAYER}post_attention_layernorm.weight", "D"),
     Row("routers", f"{_MOE}gate.wg.weight", f"{_MLP}router.weight", "E D", gate="linear"),
     Row("routers", f"{_MOE}gate.wg.0.weight", f"{_MLP}router.hidden.weight", "H D", gate="tanh_mlp"),
     Row("routers", f"{_MOE}gate.wg.2.weight", f"{_MLP}router.weight", "E H", gate="tanh_mlp"),
@@ -73,7 +74,7 @@ class Place(NamedTuple):
     published: str
     ours: str | None
     """None where ours has no such tensor: it is kept aside, under its published name."""
-    index: int | None
+    row: int | None
     """Its row in the stacked tensor."""
     shape: tuple[int, ...]
     optional: bool = False
@@ -97,12 +98,12 @@ def places(config: MoEPPConfig) -> Iterator[Place]:
 def _places(row: Row, config: MoEPPConfig, layer: int | None = None) -> Iterator[Place]:
     shape = tuple(_sizes(config)[letter] for letter in row.shape.split())
     experts = [None] if row.experts is None else config.moe.layout().indices(row.experts)
-    for index, expert in enumerate(experts):
+    for number, expert in enumerate(experts):
         published = row.published.format(layer=layer, expert=expert)
         tied = published == "lm_head.weight" and config.tie_word_embeddings
         ours = None if tied or published == UNUSED else row.ours.format(layer=layer)
         kind = row.kind if ours else "kept aside"
-        yield Place(kind, published, ours, None if expert is None else index, shape, optional=tied)
+        yield Place(kind, published, ours, None if expert is None else number, shape, optional=tied)
 
 
 def _sizes(config: MoEPPConfig) -> dict[str, int]:

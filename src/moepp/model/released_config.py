@@ -177,7 +177,7 @@ def _rope_base(flags: Mapping[str, Any]) -> float:
     if scaling is None:
         return base
     kind, factor = (scaling.get("type"), scaling.get("factor")) if isinstance(scaling, dict) else (None, None)
-    if kind != "ntk" or not is_number(factor) or factor <= 0:
+    if kind != "ntk" or factor is None or not is_number(factor) or factor <= 0:
         raise ConversionError(
             f"config.json: rope_scaling={scaling!r} is not supported; only null and {{'type': 'ntk', 'factor': …}}, "
             "which multiplies rope_theta, are"
