@@ -17,15 +17,15 @@ from ..errors import DataError, first_line
 
 # In the order in which transformers looks for them.
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-_AGAIN = "copy or download it again"
-# What torch, pickle and safetensors raise for a file that holds something else than it should.
-_UNREADABLE = (
+_DAMAGED = "it is damaged; copy or download it again"
+UNREADABLE = (
     *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, struct.error),
-    *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, ImportError),
 )
+"""What transformers, torch, pickle and safetensors raise for files that hold something else than they should."""
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, remedy: str = _DAMAGED) -> Any:
     """What a JSON file holds.
 
     Raises:
@@ -34,7 +34,7 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not JSON ({first_line(error)}); {_AGAIN}") from error
+        raise DataError(f"{file} is not JSON: {first_line(error)}; {remedy}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -45,17 +45,21 @@ def weight_files(folder: Path) -> list[Path]:
     """
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
-        raise DataError(f"{folder} holds no weights: none of {', '.join(_WEIGHTS)}; {_AGAIN}")
+        raise DataError(
+            f"{folder} holds no weights, neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}, nor an index; "
+            "a training run writes them at its end"
+        )
     if found.suffix != ".json":
         return [found]
     index = read_json(found)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise DataError(f"{found} has no weight_map from weights to files; {_AGAIN}")
+        raise DataError(f"{found} has no weight_map from weights to files: {_DAMAGED}")
     names = sorted(set(weight_map.values()))
-    # A name with a path in it would read files outside the folder.
-    if missing := [name for name in names if Path(name).name != name or not (folder / name).is_file()]:
-        raise DataError(f"{found} points to {', '.join(missing)}, not in that folder; download what is missing")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise DataError(f"{found} points to {', '.join(outside)}, outside its folder: {_DAMAGED}")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise DataError(f"{found} points to {', '.join(missing)}, which does not exist; download that file again")
     return [folder / name for name in names]
 
 
@@ -72,13 +76,13 @@ def read_shard(file: Path) -> dict[str, Tensor]:
             with safe_open(file, framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL (\S+)", str(error))):
             raise DataError(
                 f"{file} asks to run {asked[1]}, which a checkpoint has no need for; nothing was run, and it is refused"
             ) from error
         reason = first_line(error).split(". ")[0] or type(error).__name__
-        raise DataError(f"{file} is truncated or corrupt ({reason}); {_AGAIN}") from error
+        raise DataError(f"{file} cannot be read ({reason}): {_DAMAGED}") from error
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
         raise DataError(f"{file} holds something else than named tensors; give a file of weights")
     return {str(key): value.detach() for key, value in held.items()}
