@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .released_oracle import DEFAULTS
@@ -87,6 +87,8 @@ def published_tensors(config: Mapping[str, Any], *, seed: int = SEED) -> dict[st
         elif len(shape) > 1 and "embed" not in name:
             values = values * shape[-1] ** -0.5 * (2 if ".gate.wg" in name else 1)
         tensors[name] = values.to(getattr(torch, config.get("torch_dtype", "float32")))
+    if config.get("tie_word_embeddings"):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     return tensors
 
 
@@ -132,7 +134,5 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         if file.suffix == ".bin":
             held |= torch.load(file, weights_only=True)
         else:
-            from safetensors.torch import load_file
-
             held |= load_file(file)
     return held

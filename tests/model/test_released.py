@@ -23,9 +23,7 @@ from ..released_factory import (
     published,
     published_config,
     published_shapes,
-    published_tensors,
     tensors_of,
-    write_published,
 )
 from ..released_oracle import forward
 from ..tolerances import assert_close
@@ -164,11 +162,7 @@ OTHERS: dict[str, dict] = {
 @pytest.mark.parametrize("form", ["pickled", "safetensors"])
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_fields_are_the_same_function(case: str, form: str, tmp_path: Path) -> None:
-    config = published_config(**OTHERS[case])
-    tensors = published_tensors(config)
-    if config["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    assert_same_function(write_published(tmp_path, config, tensors, form=form))
+    assert_same_function(published(tmp_path, form=form, **OTHERS[case]))
 
 
 @pytest.mark.parametrize(("form", "shards"), [("pickled", 1), ("safetensors", 1), ("pickled", 7)])
