@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..errors import DataError, first_line
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _DAMAGED = "it is damaged; copy or download it again"
 UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, struct.error),
+    *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, ImportError),
 )
 """What transformers, torch, pickle and safetensors raise for files that hold something else than they should."""
@@ -93,10 +94,12 @@ def damaged_record(file: Path) -> str | None:
 
     torch does not look at them. safetensors, and pickles of torch before 1.6, have none.
     """
-    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+    if file.suffix == ".safetensors":
         return None
     try:
+        if not zipfile.is_zipfile(file):
+            return None
         with zipfile.ZipFile(file) as archive:
             return archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, struct.error) as error:
+    except (*UNREADABLE, zlib.error) as error:
         return first_line(error)
