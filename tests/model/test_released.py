@@ -343,3 +343,16 @@ def test_weights_only_cannot_be_switched_off(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^weights_only=False would let a checkpoint run code; leave it True$"):
         MoEPPForCausalLM.from_pretrained(folder, weights_only=False)
     assert not (folder / "ran").exists()
+
+
+# What docs/released.md says
+
+
+def test_the_documented_table_has_every_row() -> None:
+    """Names of one line of the table, with ``{q,k,v,o}`` for four."""
+    text = (Path(__file__).parents[2] / "docs" / "released.md").read_text(encoding="utf-8")
+    table = text.split("## Tensors")[1].split("## ")[0].replace("{l}", "{layer}").replace("{e}", "{expert}")
+    for row in released.ROWS:
+        published, ours = (re.sub(r"\.[qkvo]_proj", ".{q,k,v,o}_proj", name) for name in (row.published, row.ours))
+        (line,) = (line for line in table.splitlines() if f"`{published}`" in line)
+        assert "| the same |" in line if published == ours else f"`{ours}" in line.split("|")[2], row
