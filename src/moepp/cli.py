@@ -144,6 +144,20 @@ def serve(
     run_serve(model, **options, dtype=dtype, device=device, pack=pack)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the published model, or one of ours.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
+    to: Annotated[
+        str | None, typer.Option(help="moepp or released.", show_default="the format that SRC is not in")
+    ] = None,
+) -> None:
+    """Convert the published checkpoint to moepp's format, or back."""
+    from .commands.convert import run_convert
+
+    run_convert(source, destination, to)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 

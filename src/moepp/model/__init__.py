@@ -3,13 +3,14 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .accounting import Accounting, account
-from .configuration_moepp import MoEPPConfig
+from .configuration_moepp import MoEPPConfig, PublishedConfig
 from .loading import load_config, load_model, model_folder
 from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
 from .quantize import quantize_experts
 
 AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
+AutoConfig.register(PublishedConfig.model_type, PublishedConfig)
 AutoModel.register(MoEPPConfig, MoEPPModel)
 AutoModelForCausalLM.register(MoEPPConfig, MoEPPForCausalLM)
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..config import Combine, DropPolicy, Gate, MoEConfig, is_int, is_number
 from ..errors import ConfigError
+from . import released_config
 
 MOE_FIELDS = tuple(field.name for field in dataclasses.fields(MoEConfig))
 
@@ -108,9 +109,25 @@ class MoEPPConfig(PreTrainedConfig):
         """One layer of this model."""
         return MoEConfig(**{name: getattr(self, name) for name in MOE_FIELDS})
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """transformers'; the published checkpoint's fields come out as ours."""
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        return (released_config.from_published(fields) if released_config.is_published(fields) else fields), unused
+
     def vanilla(self) -> "MoEPPConfig":
         """The paper's baseline: the same model with the FFN experts alone."""
         twin = type(self).from_dict(self.to_dict())
         for name, value in dataclasses.asdict(self.moe.vanilla()).items():
             setattr(twin, name, value)
         return twin
+
+
+class PublishedConfig(MoEPPConfig):
+    """What AutoConfig looks up for the published checkpoint's ``model_type``; it makes a :class:`MoEPPConfig`."""
+
+    model_type = released_config.MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return MoEPPConfig.from_dict(released_config.from_published(config_dict), **kwargs)

@@ -4,43 +4,23 @@ transformers initialises what a checkpoint lacks and passes over what it has too
 then go on with random weights. Here both are errors, and a damaged file is named.
 """
 
-import json
-import pickle
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers.utils import (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    logging,
-)
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, logging
 
 from ..errors import BackendUnavailable, ConfigError, DataError, MoEPPError, first_line, nearest
 from ..fields import check_section
+from . import released_config
 from .configuration_moepp import MoEPPConfig
 from .modeling_moepp import MoEPPForCausalLM
+from .shards import UNREADABLE, read_json, read_shard, weight_files
 
-RELEASED = "MoE++"
-"""The ``model_type`` of the checkpoint that the paper's authors published."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-# In the order in which transformers looks for them.
-_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-_DAMAGED = "it is damaged; copy or download it again"
 _SHOWN = 3
-# What transformers, torch, safetensors and json raise for files that hold something else than they should.
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError),
-    *(SafetensorError, pickle.UnpicklingError, EOFError),
-)
 
 
 def load_model(
@@ -74,7 +54,7 @@ def load_model(
             )
     except MoEPPError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{folder} cannot be loaded: {first_line(error)}; save or download it again") from error
     model, report = loaded
     _require_match(folder, report)
@@ -90,9 +70,9 @@ def load_config(path: str | Path) -> MoEPPConfig:
     """
     folder = model_folder(path)
     file = folder / CONFIG_NAME
-    saved = _read_json(file, "save the model again")
+    saved = read_json(file, "save the model again")
     kind = saved.get("model_type") if isinstance(saved, dict) else None
-    if kind not in (MoEPPConfig.model_type, RELEASED):
+    if kind not in (MoEPPConfig.model_type, released_config.MODEL_TYPE):
         raise DataError(f"{file} is of a model of type {kind!r}; give a folder with a moepp model")
     if kind == MoEPPConfig.model_type:
         ours = {key: value for key, value in saved.items() if key in MoEPPConfig.__annotations__}
@@ -101,7 +81,7 @@ def load_config(path: str | Path) -> MoEPPConfig:
         return MoEPPConfig.from_pretrained(folder)
     except MoEPPError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{file} cannot be used: {first_line(error)}; save the model again") from error
 
 
@@ -127,35 +107,9 @@ def model_folder(path: str | Path) -> Path:
 def _require_readable_weights(folder: Path) -> None:
     """Opens every file of weights, without reading the weights."""
     if (folder / GENERATION_CONFIG_NAME).is_file():  # transformers passes over a damaged one
-        _read_json(folder / GENERATION_CONFIG_NAME, "save the model again, or remove the file")
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise DataError(
-            f"{folder} holds no weights, neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}, nor an index; "
-            "a training run writes them at its end"
-        )
-    for file in _shards(found) if found.suffix == ".json" else [found]:
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
-            else:
-                torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except pickle.UnpicklingError as error:
-            raise DataError(f"{file} is damaged, or wants to run code, which is refused; download it again") from error
-        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-            raise DataError(f"{file} cannot be read ({_reason(error)}): {_DAMAGED}") from error
-
-
-def _shards(index: Path) -> Iterable[Path]:
-    weight_map = _read_json(index, _DAMAGED)
-    weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise DataError(f"{index} has no weight_map from weights to files: {_DAMAGED}")
-    for name in sorted(set(weight_map.values())):
-        if not (index.parent / name).is_file():
-            raise DataError(f"{index} points to {name}, which does not exist; download that file again")
-        yield index.parent / name
+        read_json(folder / GENERATION_CONFIG_NAME, "save the model again, or remove the file")
+    for file in weight_files(folder):
+        read_shard(file)
 
 
 def _require_match(folder: Path, report: dict[str, Any]) -> None:
@@ -194,17 +148,6 @@ def _device(device: str) -> str:
     if here is None or here.type != wanted.type or (wanted.index or 0) >= torch.accelerator.device_count():
         raise BackendUnavailable(f"device={device!r} is not there as far as torch sees; use auto or cpu")
     return device
-
-
-def _read_json(file: Path, remedy: str) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not JSON: {first_line(error)}; {remedy}") from error
-
-
-def _reason(error: Exception) -> str:
-    return first_line(error).split(". ")[0]
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ..layers import (
 from ..ops import BACKENDS
 from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
+from .released import UNUSED_IN_OURS, check_published
 
 RoutingEdit = Callable[[Routing], Routing]
 
@@ -98,6 +99,7 @@ class MoEPPPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MoEPPDecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [UNUSED_IN_OURS]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -114,6 +116,27 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if requested not in names:
             raise ConfigError(f"experts_implementation={requested!r} does not exist; {nearest(requested, names)}")
         return requested if requested in BACKENDS else super().get_correct_experts_implementation(requested)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers'; a folder with the published checkpoint is loaded as it is, and must be whole.
+
+        Raises:
+            DataError, ConversionError: such a folder is damaged, or is not what its configuration says.
+        """
+        if not kwargs.get("weights_only", True):
+            raise ConfigError("weights_only=False would let a checkpoint run code; leave it True")
+        check_published(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @property
+    def _weight_conversions(self) -> list[Any]:
+        """What transformers would undo when it saves: nothing. What is saved is always in our own layout."""
+        return []
+
+    @_weight_conversions.setter
+    def _weight_conversions(self, used: Any) -> None:
+        pass
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """transformers'; quantised experts lie as this processor's kernels want them and are not saved."""
