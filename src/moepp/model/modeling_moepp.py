@@ -280,6 +280,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
 
     generation_config_class = MoEPPGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)

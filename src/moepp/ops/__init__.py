@@ -67,7 +67,8 @@ def expert_ffn(
 
     An id outside ``[0, N)`` contributes nothing and costs nothing. The sum over K is accumulated in float32 (float64
     for float64 inputs) and returned in x's dtype, which under autocast is autocast's. Rows ``0..F-1`` of ``gate_up``
-    are the gate, rows ``F..2F-1`` the up projection.
+    are the gate, rows ``F..2F-1`` the up projection. ``"auto"`` packs weights (see :mod:`moepp.ops.onednn`) only where
+    they are an ``nn.Parameter``: other tensors may be new at each call.
 
     Args:
         dense: what every token gets besides, from the zero-computation experts; a backend that can adds it in the pass
@@ -111,10 +112,10 @@ def release(gate_up: Tensor, down: Tensor) -> None:
 
 
 def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:
-    """The first backend that suits these tokens and can run; why an earlier one cannot is said once."""
+    """The first backend that suits these tensors and can run; why an earlier one cannot is said once."""
     passed_over = []
     for backend in _BACKENDS.values():
-        if backend.suits(x):
+        if backend.suits(x, gate_up):
             if (reason := backend.why_not(x, gate_up, down)) is None:
                 if passed_over:
                     _say_once(f"backend 'auto' runs {backend.name!r}, not {'; not '.join(passed_over)}")
