@@ -66,7 +66,9 @@ class FFNExperts(nn.Module):
         if backend not in ("auto", "onednn"):
             raise BackendUnavailable(f"backend={backend!r} cannot run packed experts; call unpack() first")
         if is_parametrized(self):
-            raise BackendUnavailable("packed experts cannot see an adapter on their weights; unpack(), or merge it first")
+            raise BackendUnavailable(
+                "packed experts cannot see an adapter on their weights; unpack(), or merge it first"
+            )
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return packed_ffn(x, expert, weight, self.packed, dense)

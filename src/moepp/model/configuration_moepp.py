@@ -20,9 +20,9 @@ class MoEPPConfig(PreTrainedConfig):
     """
 
     model_type = "moepp"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - Trainer adds a list to it
         *("past_key_values", "lm_loss", "balance_loss", "layer_balance_loss", "routing", "routing_stats"),
-    )
+    ]
     attribute_map = {"num_experts_per_tok": "top_k"}  # noqa: RUF012 - transformers' own form
     default_theta = 10000.0
     # Routers and zero-computation experts are small and on every process whole: each adds its dense term once.
