@@ -13,7 +13,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from moepp.model import MoEPPForCausalLM
 
-from ..model.factory import PAD, gradients, left_padded, tiny_model, tokens
+from ..model.factory import gradients, left_padded, tiny_model, tokens
 from ..tolerances import assert_close
 
 # The argument's successor does not exist in the oldest transformers that we support.
@@ -26,7 +26,8 @@ def rows() -> list[dict[str, Tensor]]:
     """Sequences of unequal lengths, padded and ignored where they are."""
     ids, mask = left_padded([tokens(1, 5 + index, seed=index)[0] for index in range(ROWS)])
     labels = ids.masked_fill(mask == 0, IGNORED)
-    return [dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True)) for row in zip(ids, mask, labels)]
+    names = ("input_ids", "attention_mask", "labels")
+    return [dict(zip(names, row, strict=True)) for row in zip(ids, mask, labels, strict=True)]
 
 
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:

@@ -67,7 +67,7 @@ class FFNExperts(nn.Module):
             raise BackendUnavailable(f"backend={backend!r} cannot run packed experts; call unpack() first")
         if is_parametrized(self):
             raise BackendUnavailable(
-                "packed experts cannot see an adapter on their weights; unpack(), or merge it first"
+                "packed experts do not see adapters of their weights; call unpack(), or merge them"
             )
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))

@@ -9,6 +9,7 @@ import logging
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import BackendUnavailable, ConfigError, nearest
 from . import fused, grouped, memory, onednn, packed_weights, reference, triton_experts
@@ -76,9 +77,15 @@ def expert_ffn(
 
     Raises:
         ConfigError: no such backend.
-        BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
+        BackendUnavailable: the named backend cannot run these tensors, where only ``"auto"`` picks another; or the
+            weights are of a kind that none reads, such as torchao's quantised ones.
     """
     check_backend(backend)
+    if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(gate_up):
+        raise BackendUnavailable(
+            f"experts' weights of type {type(gate_up).__name__} are read by no kernel here; leave them out of what is "
+            "quantised or sharded, and use moepp.model.quantize_experts for 8 or 4 bits"
+        )
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     chosen = _pick(x, gate_up, down) if backend == "auto" else _named(backend, x, gate_up, down)
