@@ -332,8 +332,10 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         if labels is not None or self.training:
             mask = real_tokens(attention_mask, outputs.last_hidden_state.shape[1])
             moe = self.config.moe
-            stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
-            layer_balance = torch.stack([balance_loss_of(layer, moe) for layer in stats])
+            # Layers may lie on several devices.
+            masks = [mask if mask is None else mask.to(routing.kept.device) for routing in outputs.routing]
+            stats = tuple(RoutingStats.of(r, mask=m) for r, m in zip(outputs.routing, masks, strict=True))
+            layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
             balance = layer_balance.sum()
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -368,7 +370,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             shifted = kwargs.get("shift_labels")
             predicted = labels[..., 1:] if shifted is None else shifted
             share = (predicted != -100).sum() / total
-        return lm_loss + self.config.router_aux_loss_coef * share * balance.to(lm_loss.device)
+        return lm_loss + self.config.router_aux_loss_coef * share * balance
 
 
 def real_tokens(attention_mask: Tensor | None, length: int) -> Tensor | None:
