@@ -197,23 +197,3 @@ def test_bare_accelerate_trains_accumulates_saves_and_resumes(tmp_path: Path) ->
         assert torch.equal(weights(restored)[name], weight), name
     state = optimizer.state_dict()["state"]
     assert all(torch.equal(s["exp_avg"], state[key]["exp_avg"]) for key, s in other.state_dict()["state"].items())
-
-
-def test_the_loss_of_outputs_without_labels_is_the_models_own(tmp_path: Path) -> None:
-    """For trainers that compute the loss themselves, with and without a count over the accumulated batch."""
-    model = tiny_model(router_aux_loss_coef=0.5).train()
-    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    for total in (None, 300):
-        expected = model(**batch, num_items_in_batch=total)
-        outputs = model(**inputs)
-        assert outputs.loss is None
-        assert_close(model.loss_of(outputs, batch["labels"], total), expected.loss)
-    model.eval()
-    with torch.no_grad():
-        alone = model.loss_of(model(**inputs), batch["labels"])
-        assert_close(alone, model(**batch).lm_loss)
-    run = Trainer(model, arguments(tmp_path, max_steps=12), train_dataset=rows(), compute_loss_func=model.loss_of)
-    run.train()
-    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

@@ -166,7 +166,7 @@ class MoEPPCausalLMOutput(ModelOutput):
     logits: Tensor | None = None
     lm_loss: Tensor | None = None
     balance_loss: Tensor | None = None
-    """Eq. 7 summed over the layers, of this forward pass: with labels, and in training."""
+    """Eq. 7 summed over the layers, of this forward pass."""
     layer_balance_loss: Tensor | None = None
     """(layers,) its terms."""
     past_key_values: Cache | None = None
@@ -322,29 +322,32 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_routing=output_routing or labels is not None or self.training,
+            output_routing=output_routing or labels is not None,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
 
-        loss = lm_loss = balance = layer_balance = stats = None
-        if labels is not None or self.training:
-            mask = real_tokens(attention_mask, outputs.last_hidden_state.shape[1])
+        loss = lm_loss = layer_balance = stats = None
+        if labels is not None:
+            lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            mask = real_tokens(attention_mask, labels.shape[1])
             moe = self.config.moe
             # Layers may lie on several devices.
             masks = [mask if mask is None else mask.to(routing.kept.device) for routing in outputs.routing]
             stats = tuple(RoutingStats.of(r, mask=m) for r, m in zip(outputs.routing, masks, strict=True))
             layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
-            balance = layer_balance.sum()
-        if labels is not None:
-            lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = self._with_balance(lm_loss, balance, labels, **kwargs)
+            share = 1.0
+            if (total := kwargs.get("num_items_in_batch")) is not None:
+                shifted = kwargs.get("shift_labels")
+                predicted = labels[..., 1:] if shifted is None else shifted
+                share = (predicted != -100).sum() / total
+            loss = lm_loss + self.config.router_aux_loss_coef * share * layer_balance.sum()
         return MoEPPCausalLMOutput(
             loss=loss,
             logits=logits,
             lm_loss=lm_loss,
-            balance_loss=balance,
+            balance_loss=None if layer_balance is None else layer_balance.sum(),
             layer_balance_loss=layer_balance,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -352,25 +355,6 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             routing=outputs.routing if output_routing else None,
             routing_stats=stats,
         )
-
-    def loss_of(self, outputs: MoEPPCausalLMOutput, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Eq. 9 from outputs that were made without labels, for trainers that compute the loss themselves.
-
-        As in ``SFTTrainer(compute_loss_func=model.loss_of)``. In evaluation it is the language-modelling loss alone.
-        """
-        kwargs = {"num_items_in_batch": num_items_in_batch}
-        lm_loss = self.loss_function(outputs.logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return self._with_balance(lm_loss, outputs.balance_loss, labels, **kwargs)
-
-    def _with_balance(self, lm_loss: Tensor, balance: Tensor | None, labels: Tensor, **kwargs: Any) -> Tensor:
-        if balance is None:
-            return lm_loss
-        share = 1.0
-        if (total := kwargs.get("num_items_in_batch")) is not None:
-            shifted = kwargs.get("shift_labels")
-            predicted = labels[..., 1:] if shifted is None else shifted
-            share = (predicted != -100).sum() / total
-        return lm_loss + self.config.router_aux_loss_coef * share * balance
 
 
 def real_tokens(attention_mask: Tensor | None, length: int) -> Tensor | None:
