@@ -25,6 +25,12 @@ def plain(c: Case) -> Case:
     return Case(*(t.detach() for t in c))
 
 
+def owned(c: Case) -> Case:
+    """The same with weights that a module owns."""
+    gate_up, down = (torch.nn.Parameter(t.detach(), t.requires_grad) for t in (c.gate_up, c.down))
+    return c._replace(gate_up=gate_up, down=down)
+
+
 @pytest.fixture
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The dtypes in which weights were packed, one entry each time."""
@@ -90,15 +96,25 @@ def test_uninitialised_memory_and_foreign_rows_are_never_read(tokens: int) -> No
 
 @pytest.mark.usefixtures("no_gradients")
 def test_auto_packs_once(packs: list[torch.dtype]) -> None:
-    c = plain(case(63, torch.bfloat16))
+    c = owned(plain(case(63, torch.bfloat16)))
     for _ in range(3):
         expert_ffn(*c)
     assert packs == [torch.bfloat16]
 
 
 @pytest.mark.usefixtures("no_gradients")
+def test_auto_packs_no_weights_that_may_be_new_at_each_call(packs: list[torch.dtype]) -> None:
+    c = owned(plain(case(63)))
+    adapted = c._replace(gate_up=c.gate_up + 0, down=c.down + 0)
+    before = len(packed_weights._cache)
+    assert torch.equal(expert_ffn(*adapted), expert_ffn(*adapted, backend="grouped"))
+    assert not packs
+    assert len(packed_weights._cache) == before
+
+
+@pytest.mark.usefixtures("no_gradients")
 def test_under_autocast_float32_weights_are_packed_once_in_its_dtype(packs: list[torch.dtype]) -> None:
-    c = plain(case(63))
+    c = owned(plain(case(63)))
     with torch.autocast("cpu", torch.bfloat16):
         ys = [expert_ffn(*c) for _ in range(3)]
     assert packs == [torch.bfloat16]
@@ -137,7 +153,7 @@ def test_changed_weights_are_packed_anew(which: str, change: str) -> None:
 
 
 def test_training_frees_the_packed_copy_and_so_does_the_end_of_the_weights() -> None:
-    c = case(63)
+    c = owned(case(63))
     with torch.no_grad():
         expert_ffn(*c)
     assert c.gate_up in packed_weights._cache
@@ -177,7 +193,7 @@ def test_operators_that_fail_at_the_start_are_named_and_auto_runs_grouped(
     monkeypatch.setattr(onednn, "pack", missing if broken == "missing" else lambda *_: lambda x, index: x * 0)
     onednn._does_not_work.cache_clear()
     moepp.ops._say_once.cache_clear()
-    c = plain(case(63))
+    c = owned(plain(case(63)))
     reason = "has no working oneDNN products" if broken == "missing" else "give wrong results for torch.float32"
     try:
         with torch.no_grad():

@@ -111,7 +111,7 @@ def test_after_its_warm_up_a_run_raises_alerts_about_its_own_routing(
     with at_step(None, collapse, "on_train_begin"):  # its warm-up are steps 1 to 4
         runner.train("collapsed", "training.max_steps=6", "model.capacity_factor=null")
     assert min(record.getMessage() for record in caplog.records if record.name == "moepp.train") >= "step 5"
-    said = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "layer 1: collapsed" in record.getMessage()]
     assert said == [
         "step 5, layer 1: collapsed: the busiest FFN expert takes 100% of the FFN choices; "
         "raise router_aux_loss_coef or lower the learning rate"

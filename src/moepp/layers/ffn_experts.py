@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..config import MoEConfig
 from ..errors import BackendUnavailable
@@ -64,6 +65,10 @@ class FFNExperts(nn.Module):
             return expert_ffn(x, expert, weight, self.gate_up_proj, self.down_proj, dense=dense, backend=backend)
         if backend not in ("auto", "onednn"):
             raise BackendUnavailable(f"backend={backend!r} cannot run packed experts; call unpack() first")
+        if is_parametrized(self):
+            raise BackendUnavailable(
+                "packed experts do not see adapters of their weights; call unpack(), or merge them"
+            )
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return packed_ffn(x, expert, weight, self.packed, dense)

@@ -14,7 +14,7 @@ from ..config import MoEConfig
 from ..ops import add_dense, without_autocast
 from .capacity import apply_keep, keep_mask
 from .ffn_experts import FFNExperts
-from .routing import Router, Routing
+from .routing import Matrix, Router, Routing
 from .zero_experts import ZeroComputationExperts
 
 Edit = Callable[[Routing], Routing]
@@ -87,12 +87,14 @@ class MoE(nn.Module):
         ffn_expert = routing.expert.masked_fill(~routing.kept, layout.num_experts)
         if not layout.num_zero_computation:
             return self.experts(seen, ffn_expert, routing.weight)
+        if not _bare(self.zero_computation, ZeroComputationExperts):
+            return self.experts(seen, ffn_expert, routing.weight) + self.zero_computation(seen, routing)
         if mix_logits is None:
             mix_logits = self.zero_computation.mix_logits(tokens)
         if mix_logits is not None and scale != 1.0:
             mix_logits = mix_logits * scale
         dense = self.zero_computation.term(routing, mix_logits)
-        if isinstance(self.experts, FFNExperts):
+        if _bare(self.experts, FFNExperts):
             return self.experts(seen, ffn_expert, routing.weight, dense)
         return add_dense(self.experts(seen, ffn_expert, routing.weight), seen, dense)
 
@@ -101,8 +103,15 @@ class MoE(nn.Module):
         """The experts', for what has kernels of its own to go with it."""
         return self.experts.kernel if isinstance(self.experts, FFNExperts) else "auto"
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The router's rows and W_c's in one float32 product, which reads the tokens once."""
+    def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The router's rows and W_c's in one float32 product, which reads the tokens once.
+
+        None where something is around one of them: then each computes its own.
+        """
+        if not (_bare(self.router, Router) and _bare(self.zero_computation, ZeroComputationExperts)):
+            return None, None
+        if self.router.hidden is not None and not _bare(self.router.hidden, Matrix):
+            return None, None
         with without_autocast(x):
             rows = self.router.projection
             if self.zero_computation.mix is not None:
@@ -120,3 +129,12 @@ class MoE(nn.Module):
         if factor is not None:
             kept = keep_mask(routing, self.config, factor, mask=mask, backend=self._backend)
         return apply_keep(routing, kept)
+
+
+def _bare(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing was put around a part of the layer, so that its parameters may be read past its forward.
+
+    Adapters wrap a part; offloading and parallel plans replace its ``forward``, and expect the arguments of
+    transformers' experts there. Both are at work only while the part is called.
+    """
+    return isinstance(part, kind) and "forward" not in vars(part)

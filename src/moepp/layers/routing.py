@@ -35,6 +35,20 @@ class Routing(NamedTuple):
     """False where capacity dropped the assignment, where the token is padding, or where the expert is disabled."""
 
 
+class Matrix(nn.Module):
+    """``x @ weight.T`` in x's dtype, whatever the weight's.
+
+    Not an ``nn.Linear``: what quantises or adapts a model's linear layers must not take the router's among them.
+    """
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+
+    def forward(self, x: Float[Tensor, "T columns"]) -> Float[Tensor, "T rows"]:
+        return F.linear(x, self.weight.to(x))
+
+
 class Router(nn.Module):
     """Chooses K experts for each token. Capacity is :class:`moepp.MoE`'s affair.
 
@@ -52,9 +66,9 @@ class Router(nn.Module):
         self.hidden = None
         if config.gate == "tanh_mlp":
             width = TANH_WIDTH * experts
-            self.hidden = nn.Linear(config.hidden_size, width, bias=False)
+            self.hidden = Matrix(config.hidden_size, width)
         self.weight = nn.Parameter(torch.empty(experts, width))
-        self.residual = nn.Linear(experts, experts, bias=False) if config.gating_residual and not first else None
+        self.residual = Matrix(experts, experts) if config.gating_residual and not first else None
         self.reset_parameters()
 
     def reset_parameters(self, std: float = INIT_STD) -> None:
@@ -104,15 +118,15 @@ class Router(nn.Module):
         return self.weight if self.hidden is None else self.hidden.weight
 
     def _project(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(dtype), self.projection.to(dtype))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.linear(x, self.weight.to(x)) if self.hidden is None else self.hidden(x)
 
     def _logits(self, projected: Tensor, previous: Tensor | None) -> Tensor:
         logits = projected
         if self.hidden is not None:
             logits = F.linear(projected.tanh(), self.weight.to(projected))
         if self.residual is not None and previous is not None:
-            logits = logits + F.linear(previous.to(logits), self.residual.weight.to(logits))
+            logits = logits + self.residual(previous.to(logits))
         return logits
 
     def _fused(self, logits: Tensor, selection_bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The Hugging Face model. Importing this registers it with AutoConfig, AutoModel and AutoModelForCausalLM."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig, PublishedConfig
@@ -13,6 +14,8 @@ AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
 AutoConfig.register(PublishedConfig.model_type, PublishedConfig)
 AutoModel.register(MoEPPConfig, MoEPPModel)
 AutoModelForCausalLM.register(MoEPPConfig, MoEPPForCausalLM)
+# Where Trainer looks whether a model predicts the next token, to shift the labels that it smooths.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoEPPConfig.model_type] = MoEPPForCausalLM.__name__
 
 __all__ = [
     "PRESETS",

@@ -21,11 +21,21 @@ class MoEPPConfig(PreTrainedConfig):
     """
 
     model_type = "moepp"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - Trainer adds a list to it
         *("past_key_values", "lm_loss", "balance_loss", "layer_balance_loss", "routing", "routing_stats"),
-    )
+    ]
     attribute_map = {"num_experts_per_tok": "top_k"}  # noqa: RUF012 - transformers' own form
     default_theta = 10000.0
+    # Routers and zero-computation experts are small and on every process whole: each adds its dense term once.
+    base_model_tp_plan = {  # noqa: RUF012 - transformers' own form
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+    }
 
     vocab_size: int = 32000
     hidden_size: int = 768

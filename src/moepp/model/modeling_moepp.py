@@ -303,6 +303,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
 
     generation_config_class = MoEPPGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)
@@ -355,14 +356,16 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
             moe = self.config.moe
-            stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
-            layer_balance = torch.stack([balance_loss_of(layer, moe) for layer in stats])
+            # Layers may lie on several devices.
+            masks = [mask if mask is None else mask.to(routing.kept.device) for routing in outputs.routing]
+            stats = tuple(RoutingStats.of(r, mask=m) for r, m in zip(outputs.routing, masks, strict=True))
+            layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
                 shifted = kwargs.get("shift_labels")
                 predicted = labels[..., 1:] if shifted is None else shifted
                 share = (predicted != -100).sum() / total
-            loss = lm_loss + self.config.router_aux_loss_coef * share * layer_balance.sum().to(lm_loss.device)
+            loss = lm_loss + self.config.router_aux_loss_coef * share * layer_balance.sum()
         return MoEPPCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -33,8 +33,12 @@ def quantize_experts(model: Model, scheme: str) -> Model:
     if not layers:
         raise ConfigError("model has no MoE layers, hence no experts to quantise; give one that has")
     for layer in layers:
-        if not isinstance(layer.experts, FFNExperts):
+        if isinstance(layer.experts, QuantizedExperts):
             raise ConfigError("model is quantised already; load it again to quantise it differently")
+        if not isinstance(layer.experts, FFNExperts):
+            raise ConfigError(
+                f"model's experts are wrapped in {type(layer.experts).__name__}; merge the adapter, then quantise"
+            )
         layer.experts.unpack()
         layer.experts = QuantizedExperts(layer.experts, scheme)
     return model

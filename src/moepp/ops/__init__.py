@@ -9,6 +9,7 @@ import logging
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import BackendUnavailable, ConfigError, nearest
 from . import fused, grouped, memory, onednn, packed_weights, reference, triton_experts
@@ -67,7 +68,8 @@ def expert_ffn(
 
     An id outside ``[0, N)`` contributes nothing and costs nothing. The sum over K is accumulated in float32 (float64
     for float64 inputs) and returned in x's dtype, which under autocast is autocast's. Rows ``0..F-1`` of ``gate_up``
-    are the gate, rows ``F..2F-1`` the up projection.
+    are the gate, rows ``F..2F-1`` the up projection. ``"auto"`` packs weights (see :mod:`moepp.ops.onednn`) only where
+    they are an ``nn.Parameter``: other tensors may be new at each call.
 
     Args:
         dense: what every token gets besides, from the zero-computation experts; a backend that can adds it in the pass
@@ -75,9 +77,15 @@ def expert_ffn(
 
     Raises:
         ConfigError: no such backend.
-        BackendUnavailable: the named backend cannot run these tensors. Only ``"auto"`` picks another.
+        BackendUnavailable: the named backend cannot run these tensors, where only ``"auto"`` picks another; or the
+            weights are of a kind that none reads, such as torchao's quantised ones.
     """
     check_backend(backend)
+    if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(gate_up):
+        raise BackendUnavailable(
+            f"experts' weights of type {type(gate_up).__name__} are read by no kernel here; leave them out of what is "
+            "quantised or sharded, and use moepp.model.quantize_experts for 8 or 4 bits"
+        )
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     chosen = _pick(x, gate_up, down) if backend == "auto" else _named(backend, x, gate_up, down)
@@ -111,10 +119,10 @@ def release(gate_up: Tensor, down: Tensor) -> None:
 
 
 def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:
-    """The first backend that suits these tokens and can run; why an earlier one cannot is said once."""
+    """The first backend that suits these tensors and can run; why an earlier one cannot is said once."""
     passed_over = []
     for backend in _BACKENDS.values():
-        if backend.suits(x):
+        if backend.suits(x, gate_up):
             if (reason := backend.why_not(x, gate_up, down)) is None:
                 if passed_over:
                     _say_once(f"backend 'auto' runs {backend.name!r}, not {'; not '.join(passed_over)}")

@@ -161,9 +161,9 @@ def _pieces(count: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
-def _suits(x: Tensor) -> bool:
+def _suits(x: Tensor, _: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 BACKEND = Backend("fused", fused_ffn, why_not, suits=_suits)
-RECOMPUTE = Backend("fused_recompute", fused_recompute_ffn, why_not, suits=lambda _: False)
+RECOMPUTE = Backend("fused_recompute", fused_recompute_ffn, why_not, suits=lambda *_: False)

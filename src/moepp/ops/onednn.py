@@ -211,8 +211,10 @@ def _padded(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _suits(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def _suits(x: Tensor, gate_up: Tensor) -> bool:
+    """Adapters and parallel plans compute or cut out the weights anew at each call; each would be packed for once."""
+    lasting = isinstance(gate_up, torch.nn.Parameter)
+    return x.device.type == "cpu" and lasting and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 BACKEND = Backend("onednn", onednn_ffn, why_not, suits=_suits, takes_dense=True, converts_weights=True)

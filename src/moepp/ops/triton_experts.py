@@ -215,4 +215,4 @@ _forward.register_autograd(_backward_of_forward, setup_context=_setup_context)
 
 # `auto` keeps to grouped_mm on a GPU: nobody has measured these kernels on one yet, and what was not measured is not
 # chosen. Once they have been, `suits` says for which tokens they are faster.
-BACKEND = Backend("triton", triton_ffn, why_not, suits=lambda x: False, takes_dense=True)
+BACKEND = Backend("triton", triton_ffn, why_not, suits=lambda *_: False, takes_dense=True)
