@@ -1,9 +1,16 @@
-"""The Hugging Face model. Importing this registers it with AutoConfig, AutoModel and AutoModelForCausalLM."""
+"""The Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig
+from .heads import MoEPPForSequenceClassification, MoEPPForTokenClassification
 from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
 from .quantize import quantize_experts
@@ -11,12 +18,16 @@ from .quantize import quantize_experts
 AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
 AutoModel.register(MoEPPConfig, MoEPPModel)
 AutoModelForCausalLM.register(MoEPPConfig, MoEPPForCausalLM)
+AutoModelForSequenceClassification.register(MoEPPConfig, MoEPPForSequenceClassification)
+AutoModelForTokenClassification.register(MoEPPConfig, MoEPPForTokenClassification)
 
 __all__ = [
     "PRESETS",
     "Accounting",
     "MoEPPConfig",
     "MoEPPForCausalLM",
+    "MoEPPForSequenceClassification",
+    "MoEPPForTokenClassification",
     "MoEPPModel",
     "MoEPPPreTrainedModel",
     "account",
