@@ -26,7 +26,10 @@ class MoEPPConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = (
         *("past_key_values", "lm_loss", "task_loss", "balance_loss", "layer_balance_loss", "routing", "routing_stats"),
     )
-    attribute_map = {"num_experts_per_tok": "top_k"}  # noqa: RUF012 - transformers' own form
+    attribute_map = {  # noqa: RUF012 - transformers' own form
+        "num_experts_per_tok": "top_k",
+        "num_local_experts": "num_ffn_experts",  # where other libraries look for the number of experts that compute
+    }
     default_theta = 10000.0
 
     vocab_size: int = 32000
