@@ -29,3 +29,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(names))}"
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the advice that follows it."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

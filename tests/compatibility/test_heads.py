@@ -57,7 +57,9 @@ def test_a_sequence_is_scored_at_its_last_real_token(side: str, given: str) -> N
 def test_sequences_that_nothing_tells_the_end_of_are_refused() -> None:
     model = classifier(pad_token_id=None)
     assert model(tokens(1, 6)).logits.shape == (1, LABELS)
-    with pytest.raises(ConfigError, match=r"batch of 2 .* needs model\.pad_token_id .*; pass the tokenizer's"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.pad_token_id=None does not tell where each of 2 sequences ends; pass the"
+    ):
         model(tokens(2, 6))
 
 
@@ -74,7 +76,10 @@ PROBLEMS = {
 @pytest.mark.parametrize(
     ("problem", "named"),
     # Unless the problem is named, three numbers a row are taken for labels.
-    [*[(problem, True) for problem in PROBLEMS], *[(problem, False) for problem in PROBLEMS if problem != "regression"]],
+    [
+        *[(problem, True) for problem in PROBLEMS],
+        *[(problem, False) for problem in PROBLEMS if problem != "regression"],
+    ],
 )
 def test_each_problem_type_has_its_loss(problem: str, named: bool) -> None:
     labels, function = PROBLEMS[problem]

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers.integrations import flex_attention
 
-from moepp.model import MoEPPForCausalLM
-
 from ..model.factory import left_padded, tiny_model, tokens
 from ..model.kernels import RUNS
 from ..tolerances import assert_close

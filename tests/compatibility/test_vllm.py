@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from moepp import MoE, MoEConfig
 from moepp.model import MoEPPModel, preset
 
-from ..factory import random_moe, randn
+from ..factory import randn, random_moe
 from ..model.factory import fill, tiny_config, tokens
 from ..tolerances import assert_close
 

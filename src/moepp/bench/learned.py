@@ -5,11 +5,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..data import DataSpec, load_corpus, load_tokenizer, sample_documents
 from ..errors import ConfigError, DataError
-from ..model import MoEPPConfig, MoEPPForCausalLM
+from ..model import load_model
 from .work import LayerWork, capture_work, exact_share_routing, to_device, vanilla_twin
 
 
@@ -52,11 +51,10 @@ class Learned:
 
 
 def _capture(folder: Path, text: str, tokens: int, dtype: torch.dtype, device: str) -> list[LayerWork]:
-    model = MoEPPForCausalLM.from_pretrained(folder, dtype=dtype)
-    assert isinstance(model, nn.Module)
-    nn.Module.to(model, device)
-    ids = load_tokenizer(str(folder))(text, return_tensors="pt")["input_ids"][0]  # pyright: ignore[reportArgumentType]
-    length = min(tokens, MoEPPConfig.from_pretrained(folder).max_position_embeddings)
+    model = load_model(folder, dtype=dtype, device=device)
+    tokenizer = load_tokenizer(str(folder), vocab_size=model.config.vocab_size)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"][0]  # pyright: ignore[reportArgumentType]
+    length = min(tokens, model.config.max_position_embeddings)
     if len(ids) < tokens:
         raise ConfigError(f"--tokens={tokens} is more than the {len(ids)} of the text at hand; lower it")
     blocks = ids[: tokens // length * length].view(-1, length).to(device)

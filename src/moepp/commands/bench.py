@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..bench import PEERS, Case, Layers, Learned, Results, Row, Step, layer_config, run_step
 from ..errors import BackendUnavailable, ConfigError, nearest
-from ..model import MoEPPConfig
+from ..model import load_config
 from ..ops import BACKENDS, check_backend
 from ..ops.quantized import SCHEMES
 from .bench_tables import print_rows
@@ -112,7 +112,7 @@ def plan(options: Options) -> list[Step]:
         sizes = [options.model.name if options.model else ""]
     steps = []
     for size in sizes:
-        config = layer_config(size) if learned is None else MoEPPConfig.from_pretrained(learned.folder).moe
+        config = layer_config(size) if learned is None else load_config(learned.folder).moe
         for dtype in dtypes:
             for count in tokens:
                 case = Case(

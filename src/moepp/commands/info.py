@@ -1,18 +1,17 @@
 """``moepp info``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..config import EXPERT_TYPES
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
+from ..fields import check_section
 from ..format import binary, large
-from ..model import Accounting, MoEPPConfig, account, preset
-from ..train.recipe import check_section, parse_override
+from ..model import Accounting, MoEPPConfig, account, load_config, preset
+from ..train.recipe import parse_override
 
 
 def run_info(name: str, overrides: Sequence[str], *, context: int | None, bytes_per_weight: int) -> None:
@@ -36,21 +35,9 @@ def _configuration(name: str, overrides: Sequence[str]) -> MoEPPConfig:
     changes = (parse_override(item, "tau=0.5") for item in overrides)
     fields = {key.removeprefix("model."): value for key, value in changes}
     check_section("model", fields, MoEPPConfig.__annotations__)
-    file = Path(name, "config.json")
-    return MoEPPConfig.from_dict(_saved(file) | fields) if file.is_file() else preset(name, **fields)
-
-
-def _saved(file: Path) -> dict[str, Any]:
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}; save the model again") from error
-    kind = saved.get("model_type") if isinstance(saved, dict) else None
-    if kind != MoEPPConfig.model_type:
-        raise DataError(f"{file} is of a model of type {kind!r}; give a folder with a moepp model")
-    ours = {key: value for key, value in saved.items() if key in MoEPPConfig.__annotations__}
-    check_section(str(file), ours, MoEPPConfig.__annotations__)
-    return saved
+    if not Path(name).is_dir():
+        return preset(name, **fields)
+    return MoEPPConfig.from_dict(load_config(name).to_dict() | fields)
 
 
 def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight: int) -> list[tuple[str, str, str]]:

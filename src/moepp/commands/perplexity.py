@@ -21,7 +21,7 @@ from ..bench import machine
 from ..errors import DataError
 from ..format import binary
 from ..layers import MoE
-from ..model import MoEPPForCausalLM, quantize_experts
+from ..model import MoEPPForCausalLM, load_model, model_folder, quantize_experts
 from ..ops.quantized import SCHEMES
 from ..train import RECIPE_FILE, Prepared, load_recipe, prepare
 
@@ -55,9 +55,9 @@ def run_perplexity(run: Path, out: Path | None) -> None:
     Raises:
         DataError: ``run`` is not a finished training run with held-out text, or ``out`` cannot be written.
     """
-    for name in (RECIPE_FILE, "config.json"):
-        if not (run / name).is_file():
-            raise DataError(f"{run} holds no {name}; give the output_dir of a finished training run")
+    if not (run / RECIPE_FILE).is_file():
+        raise DataError(f"{run} holds no {RECIPE_FILE}; give the output_dir of a finished training run")
+    model_folder(run)
     if out is not None and not out.parent.is_dir():  # said before the minutes that evaluating takes
         raise DataError(f"--json={str(out)!r} cannot be written: there is no folder {out.parent}; make it")
     console = Console()
@@ -92,7 +92,7 @@ def measure(run: Path, prepared: Prepared) -> list[Measured]:
     rows = []
     for dtype in DTYPES:
         for experts in (FULL, *SCHEMES):
-            model = MoEPPForCausalLM.from_pretrained(run, dtype=dtype)
+            model = load_model(run, dtype=dtype)
             if experts != FULL:
                 quantize_experts(model, experts)
             losses = block_losses(model, prepared)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError, nearest
+from ..errors import DataError, first_line, nearest
 from .spec import SourceSpec
 
 
@@ -118,8 +118,3 @@ def _expand(data_files: list[str], path: str) -> list[str]:
                 f"{path}.data_files={entry!r}: the list cannot be read: {first_line(error)}; check the path"
             ) from error
     return names
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, without the advice that follows it."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, first_line
 from .hashing import digest
-from .hub import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -15,22 +14,35 @@ PADDING = "<|pad|>"
 _BYTES = 256
 
 
-def load_tokenizer(path_or_name: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(path_or_name: str, *, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
     """A saved tokenizer (a folder) or one of the hub's (a name).
 
+    Args:
+        vocab_size: the rows of the embedding of the model that it is used with.
+
     Raises:
-        DataError: it cannot be loaded, or it has no end-of-text token to put between documents.
+        DataError: it cannot be loaded, has no end-of-text token to put between documents, or has ids that the
+            embedding has no row for.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        if first_line(error).startswith("Couldn't instantiate the backend tokenizer"):
+            reason = "no tokenizer.json or other tokenizer that transformers knows is there"
+        else:
+            reason = first_line(error)
         raise DataError(
-            f"tokenizer={path_or_name!r} cannot be loaded: {first_line(error)}; "
+            f"tokenizer={path_or_name!r} cannot be loaded: {reason}; "
             "give a folder written by save_pretrained, or a Hugging Face name and a connection"
         ) from error
     check_end_of_text(tokenizer)
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise DataError(
+            f"tokenizer={path_or_name!r} has {len(tokenizer)} entries, more than the {vocab_size} rows of the model's "
+            "embedding; use the tokenizer that the model was trained with"
+        )
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from transformers import (
 from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig
 from .heads import MoEPPForSequenceClassification, MoEPPForTokenClassification
+from .loading import load_config, load_model, model_folder
 from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
 from .quantize import quantize_experts
@@ -31,6 +32,9 @@ __all__ = [
     "MoEPPModel",
     "MoEPPPreTrainedModel",
     "account",
+    "load_config",
+    "load_model",
+    "model_folder",
     "preset",
     "quantize_experts",
     "real_tokens",

@@ -79,7 +79,7 @@ def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise BackendUnavailable("transformers' implementations cannot run packed experts; call unpack() first")
         inside = (expert >= 0) & (expert < self.num_experts)
         if torch.compiler.is_compiling():
-            # How many pairs there are is not known then: all are computed, those of no FFN expert to be multiplied by 0.
+            # How many pairs there are is not known then: all are computed, and those of no FFN expert multiplied by 0.
             y = stock(self, x, torch.where(inside, expert, 0), torch.where(inside, weight, 0.0))
             return y if dense is None else add_dense(y, x, dense)
         token, slot = inside.nonzero(as_tuple=True)

@@ -35,9 +35,9 @@ class MoEPPClassifier(MoEPPPreTrainedModel):
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels)  # pyright: ignore[reportArgumentType]
         self.model = MoEPPModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -100,7 +100,7 @@ class MoEPPForSequenceClassification(MoEPPClassifier):
             real = input_ids != pad
         elif batch > 1:
             raise ConfigError(
-                f"a batch of {batch} sequences without attention_mask needs model.pad_token_id to tell where each ends; "
+                f"model.pad_token_id=None does not tell where each of {batch} sequences ends; "
                 "pass the tokenizer's attention_mask, or set config.pad_token_id"
             )
         else:

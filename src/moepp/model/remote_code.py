@@ -22,10 +22,8 @@ def sources() -> dict[str, str]:
     for reference in AUTO_MAP.values():
         module, name = reference.split(".")
         classes.setdefault(f"{module}.py", []).append(name)
-    return {
-        file: f'"""MoE++ for trust_remote_code=True: `pip install moepp`."""\n\nfrom moepp.model import {", ".join(names)}\n'
-        for file, names in classes.items()
-    }
+    story = '"""MoE++ for trust_remote_code=True: `pip install moepp`."""'
+    return {file: f"{story}\n\nfrom moepp.model import {', '.join(names)}\n" for file, names in classes.items()}
 
 
 def write(folder: Path) -> None:
