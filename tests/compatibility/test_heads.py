@@ -57,9 +57,7 @@ def test_a_sequence_is_scored_at_its_last_real_token(side: str, given: str) -> N
 def test_sequences_that_nothing_tells_the_end_of_are_refused() -> None:
     model = classifier(pad_token_id=None)
     assert model(tokens(1, 6)).logits.shape == (1, LABELS)
-    with pytest.raises(
-        ConfigError, match=r"^model\.pad_token_id=None does not tell where each of 2 sequences ends; pass the"
-    ):
+    with pytest.raises(ConfigError, match=r"^model\.pad_token_id=None .* where each of 2 sequences ends; pass"):
         model(tokens(2, 6))
 
 
