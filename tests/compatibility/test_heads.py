@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
+from moepp.data import train_tokenizer
 from moepp.errors import ConfigError
 from moepp.model import MoEPPForSequenceClassification, MoEPPForTokenClassification, real_tokens
 
@@ -119,6 +120,20 @@ def test_every_token_is_scored_and_those_without_a_label_are_left_out() -> None:
     assert out.logits.shape == (3, 11, LABELS)
     real = real_tokens(mask, 11)
     assert_close(out.task_loss, F.cross_entropy(out.logits.flatten(0, 1)[real], labels.flatten()[real]))
+
+
+def test_pipelines_classify() -> None:
+    texts = ["the cat sat on the mat", "a dog"]
+    tokenizer = train_tokenizer(texts, 270)
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = classifier(**sizes)
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    for text, found in zip(texts, pipe(texts, batch_size=2), strict=True):
+        chances = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
+        assert found["label"] == f"LABEL_{chances.argmax()}"
+        assert abs(found["score"] - chances.max().item()) < 1e-4
+    pipe = pipeline("token-classification", model=classifier(HEADS[1], **sizes), tokenizer=tokenizer)
+    assert [one["word"] for one in pipe("a dog")] == tokenizer.tokenize("a dog")
 
 
 def test_a_language_models_checkpoint_gives_a_classifier_its_decoder(tmp_path: Path) -> None:
