@@ -6,46 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers.integrations.moe as stock
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from moepp.errors import ConfigError
-from moepp.layers import routing
 from moepp.model import MoEPPForCausalLM
 
 from ..tolerances import assert_close
-from .factory import counted, fill, gradients, tiny_config, tiny_model, tokens
+from .factory import fill, gradients, tiny_config, tiny_model, tokens
+from .kernels import RUNS, count_all
 
-LAYERS = 3
-# What one forward pass through three layers calls: our kernels once a layer, the products of a SwiGLU network twice.
-RUNS = {
-    "auto": {"onednn": LAYERS},
-    "onednn": {"onednn": LAYERS},
-    "fused": {"fused": LAYERS},
-    "fused_recompute": {"fused_recompute": LAYERS},
-    "grouped": {"grouped": LAYERS, "torch grouped_mm": 2 * LAYERS},
-    "reference": {"reference": LAYERS},
-    "triton": {"triton": LAYERS, "fused routing": LAYERS},
-    "eager": {"reference": LAYERS},
-    "grouped_mm": {"stock grouped": 2 * LAYERS, "torch grouped_mm": 2 * LAYERS},
-    "batched_mm": {"stock batched": 2 * LAYERS},
-}
 TRAINS = [name for name in RUNS if name != "onednn"]  # which computes no gradients
 
 
 @pytest.fixture
-def calls(calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the calls of each kernel, ours, transformers' and torch's."""
-
-    def spy(name: str, real):
-        return counted(calls, name, real)
-
-    monkeypatch.setattr(routing, "fused_routing", spy("fused routing", routing.fused_routing))
-    monkeypatch.setattr(stock, "_grouped_linear", spy("stock grouped", stock._grouped_linear))
-    monkeypatch.setattr(stock, "_batched_linear", spy("stock batched", stock._batched_linear))
-    monkeypatch.setattr(torch.nn.functional, "grouped_mm", spy("torch grouped_mm", torch.nn.functional.grouped_mm))
-    return calls
+    return count_all(monkeypatch)
 
 
 def built(implementation: str | None) -> MoEPPForCausalLM:

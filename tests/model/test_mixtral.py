@@ -29,7 +29,7 @@ VANILLA = {
 def mixtral_config(config: MoEPPConfig) -> MixtralConfig:
     """Mixtral of the same sizes."""
     same = {name: getattr(config, name) for name in MixtralConfig.__annotations__ if hasattr(config, name)}
-    mixtral = MixtralConfig(**same, num_local_experts=EXPERTS)
+    mixtral = MixtralConfig(**same)
     mixtral._experts_implementation = "eager"
     return mixtral
 

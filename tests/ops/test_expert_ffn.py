@@ -231,6 +231,17 @@ def test_uninitialised_memory_is_never_read(backend: str, low: int, high: int) -
     check(case(63, low=low, high=high), backend)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("low", "high"), [(0, N), (-1, N + 2), (N, N + 2)], ids=["inside", "mixed", "all outside"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_grouped_as_it_is_compiled_equals_the_loop(
+    dtype: torch.dtype, low: int, high: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then assignments of no FFN expert stay in place, so that no shape depends on them."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    check(case(63, dtype, low=low, high=high), "grouped")
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("low", "high"), [(0, N), (-1, N + 2), (N, N + 2)], ids=["inside", "mixed", "all outside"])

@@ -81,7 +81,7 @@ def build(job: Job) -> PreTrainedModel:
 def mixtral_config(config: MoEPPConfig) -> MixtralConfig:
     """Mixtral of a vanilla model's sizes, with its balance loss."""
     same = {name: getattr(config, name) for name in MixtralConfig.__annotations__ if hasattr(config, name)}
-    return MixtralConfig(**same, num_local_experts=config.num_ffn_experts, output_router_logits=True)
+    return MixtralConfig(**same, output_router_logits=True)
 
 
 def train(job: Job, model: PreTrainedModel) -> tuple[list[float], Tensor]:

@@ -14,6 +14,7 @@ from ..config import MoEConfig
 from ..ops import add_dense, without_autocast
 from .capacity import apply_keep, keep_mask
 from .ffn_experts import FFNExperts
+from .quantized_experts import QuantizedExperts
 from .routing import Matrix, Router, Routing
 from .zero_experts import ZeroComputationExperts
 
@@ -85,6 +86,11 @@ class MoE(nn.Module):
         seen = tokens if scale == 1.0 else tokens * scale
         # A dropped assignment becomes an id that no expert has, so that it costs no matrix product.
         ffn_expert = routing.expert.masked_fill(~routing.kept, layout.num_experts)
+        if not _skips_other_ids(self.experts):
+            # Somebody else's in the place of ours, as vLLM's: they take their own ids alone, and may overwrite tokens.
+            other = ffn_expert >= layout.ffn
+            rest = self.zero_computation(seen, routing)
+            return rest + self.experts(seen, ffn_expert.masked_fill(other, 0), routing.weight.masked_fill(other, 0.0))
         if not layout.num_zero_computation:
             return self.experts(seen, ffn_expert, routing.weight)
         if not _bare(self.zero_computation, ZeroComputationExperts):
@@ -138,3 +144,8 @@ def _bare(part: nn.Module, kind: type[nn.Module]) -> bool:
     transformers' experts there. Both are at work only while the part is called.
     """
     return isinstance(part, kind) and "forward" not in vars(part)
+
+
+def _skips_other_ids(experts: nn.Module) -> bool:
+    """Whether ids outside ``[0, N)`` contribute nothing and cost nothing: in our modules, wrapped or not."""
+    return any(isinstance(part, FFNExperts | QuantizedExperts) for part in experts.modules())

@@ -1,10 +1,17 @@
-"""The Hugging Face model. Importing this registers it with AutoConfig, AutoModel and AutoModelForCausalLM."""
+"""The Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .accounting import Accounting, account
 from .configuration_moepp import MoEPPConfig, PublishedConfig
+from .heads import MoEPPForSequenceClassification, MoEPPForTokenClassification
 from .loading import load_config, load_model, model_folder
 from .modeling_moepp import MoEPPForCausalLM, MoEPPModel, MoEPPPreTrainedModel, real_tokens
 from .presets import PRESETS, preset
@@ -14,6 +21,8 @@ AutoConfig.register(MoEPPConfig.model_type, MoEPPConfig)
 AutoConfig.register(PublishedConfig.model_type, PublishedConfig)
 AutoModel.register(MoEPPConfig, MoEPPModel)
 AutoModelForCausalLM.register(MoEPPConfig, MoEPPForCausalLM)
+AutoModelForSequenceClassification.register(MoEPPConfig, MoEPPForSequenceClassification)
+AutoModelForTokenClassification.register(MoEPPConfig, MoEPPForTokenClassification)
 # Where Trainer looks whether a model predicts the next token, to shift the labels that it smooths.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoEPPConfig.model_type] = MoEPPForCausalLM.__name__
 
@@ -22,6 +31,8 @@ __all__ = [
     "Accounting",
     "MoEPPConfig",
     "MoEPPForCausalLM",
+    "MoEPPForSequenceClassification",
+    "MoEPPForTokenClassification",
     "MoEPPModel",
     "MoEPPPreTrainedModel",
     "account",

@@ -1,13 +1,15 @@
 """The model's configuration: transformers' usual names, and the fields of :class:`moepp.MoEConfig` under theirs."""
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
 from ..config import Combine, DropPolicy, Gate, MoEConfig, is_int, is_number
 from ..errors import ConfigError
-from . import released_config
+from . import released_config, remote_code
 
 MOE_FIELDS = tuple(field.name for field in dataclasses.fields(MoEConfig))
 
@@ -22,9 +24,12 @@ class MoEPPConfig(PreTrainedConfig):
 
     model_type = "moepp"
     keys_to_ignore_at_inference = [  # noqa: RUF012 - Trainer adds a list to it
-        *("past_key_values", "lm_loss", "balance_loss", "layer_balance_loss", "routing", "routing_stats"),
+        *("past_key_values", "lm_loss", "task_loss", "balance_loss", "layer_balance_loss", "routing", "routing_stats"),
     ]
-    attribute_map = {"num_experts_per_tok": "top_k"}  # noqa: RUF012 - transformers' own form
+    attribute_map = {  # noqa: RUF012 - transformers' own form
+        "num_experts_per_tok": "top_k",
+        "num_local_experts": "num_ffn_experts",  # where other libraries look for the number of experts that compute
+    }
     default_theta = 10000.0
     # Routers and zero-computation experts are small and on every process whole: each adds its dense term once.
     base_model_tp_plan = {  # noqa: RUF012 - transformers' own form
@@ -124,6 +129,18 @@ class MoEPPConfig(PreTrainedConfig):
         """transformers'; the published checkpoint's fields come out as ours."""
         fields, unused = super().get_config_dict(*args, **kwargs)
         return (released_config.from_published(fields) if released_config.is_published(fields) else fields), unused
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: saving would copy our modules, and :mod:`moepp.model.remote_code` writes what is needed."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """transformers', with the two files that let ``trust_remote_code=True`` load the folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        remote_code.write(folder)
+        self.auto_map = remote_code.AUTO_MAP
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def vanilla(self) -> "MoEPPConfig":
         """The paper's baseline: the same model with the FFN experts alone."""

@@ -77,7 +77,12 @@ def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: FFNExperts, x: Tensor, expert: Tensor, weight: Tensor, dense: DenseTerm | None = None) -> Tensor:
         if self.packed is not None:
             raise BackendUnavailable("transformers' implementations cannot run packed experts; call unpack() first")
-        token, slot = ((expert >= 0) & (expert < self.num_experts)).nonzero(as_tuple=True)
+        inside = (expert >= 0) & (expert < self.num_experts)
+        if torch.compiler.is_compiling():
+            # How many pairs there are is not known then: all are computed, and those of no FFN expert multiplied by 0.
+            y = stock(self, x, torch.where(inside, expert, 0), torch.where(inside, weight, 0.0))
+            return y if dense is None else add_dense(y, x, dense)
+        token, slot = inside.nonzero(as_tuple=True)
         y = torch.zeros_like(x, dtype=weight.dtype)
         if token.numel():
             pairs = stock(self, x[token], expert[token, slot, None], weight[token, slot, None])

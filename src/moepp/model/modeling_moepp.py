@@ -109,6 +109,10 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         "attentions": LlamaAttention,
     }
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing, like :meth:`MoEPPConfig.register_for_auto_class`."""
+
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Our ``auto`` unless another is asked for; our backends' names beside transformers'."""
         requested = "auto" if requested_experts is None else requested_experts
