@@ -150,7 +150,7 @@ class ShuffledLM(RoutedLM):
         order = sorted(contexts, key=lambda item: unit_hash(str(item)))
         shown = {item: contexts[other] for item, other in zip(order, order[1:] + order[:1], strict=True)}
         shuffled = [
-            replace(request, arguments=(shown[request.task_name, request.doc_id], request.args[1]))
+            replace(request, arguments=(shown[request.task_name, request.doc_id], request.args[1]))  # pyright: ignore[reportGeneralTypeIssues]
             for request in requests
         ]
         return super().loglikelihood(shuffled, disable_tqdm)

@@ -24,7 +24,7 @@ from ..data import Function, unit_hash
 CONTEXT = 400  # characters
 CHOICES = 4
 LENGTHS = 0.25  # how much longer or shorter than the right answer a wrong one may be
-MOST_ITEMS = 500
+MOST_ITEMS = 400
 
 _BOUNDARY = re.compile(r"(?<=\w)(?=\W)|(?<=\W)(?=\w)")
 _PYTHONS_OWN = {*keyword.kwlist, *dir(builtins), "self"}
