@@ -128,7 +128,7 @@ def _text_losses(
         texts = _texts(str(options.perplexity), fraction)
     losses = {}
     for name, documents in texts.items():
-        with Progress(console=console, transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task(name)
             losses[name] = text_loss(
                 model,

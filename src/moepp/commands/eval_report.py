@@ -54,8 +54,8 @@ def print_skipped(evaluation: Evaluation, console: Console) -> None:
 def print_text_losses(losses: Mapping[str, TextLoss], console: Console) -> None:
     """One row for each source of text."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("text")
-    for name in ("documents", "bytes", "tokens", "nats per token", "perplexity", "bits per byte"):
+    table.add_column("text", overflow="fold")
+    for name in ("documents", "bytes", "tokens", "nats/token", "perplexity", "bits/byte"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, loss in losses.items():
         numbers = (f"{loss.loss:.4f}", f"{loss.perplexity:.2f}", f"{loss.bits_per_byte:.4f}")
