@@ -87,6 +87,32 @@ def perplexity(
     run_perplexity(run, json)
 
 
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A saved model's folder; the demo's: runs/demo/moepp.")],
+    tasks: Annotated[
+        str, typer.Option(help="paper, stdlib, or names of the harness's tasks, separated by commas.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(help="Items per task.", show_default="all")] = None,
+    perplexity: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Text, JSONL or Parquet files (a pattern), or stdlib.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+    include_path: Annotated[list[Path] | None, typer.Option(help="A folder with tasks of your own.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, … or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, … or auto: as saved.")] = "auto",
+    window: Annotated[int | None, typer.Option(help="Tokens seen at once.", show_default="the context")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows.", show_default="half a window")] = None,
+) -> None:
+    """Score a model on tasks, with lm-evaluation-harness, and on text."""
+    from .commands.eval import EvalOptions, run_eval
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    given = (perplexity, limit, json, include_path or [], batch_size, device, dtype, window, stride)
+    run_eval(model, EvalOptions(names, *given))
+
+
 @app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="A saved model's folder, e.g. runs/demo/moepp.")],

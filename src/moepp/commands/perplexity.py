@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -19,6 +18,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..bench import machine
 from ..errors import DataError
+from ..evaluate import token_losses
 from ..format import binary
 from ..layers import MoE
 from ..model import MoEPPForCausalLM, load_model, model_folder, quantize_experts
@@ -114,7 +114,6 @@ def measure(run: Path, prepared: Prepared) -> list[Measured]:
     return rows
 
 
-@torch.inference_mode()
 def block_losses(model: MoEPPForCausalLM, prepared: Prepared) -> dict[str, Tensor]:
     """By source, each held-out block's loss in nats per token, without the balance loss."""
     found = {}
@@ -125,8 +124,7 @@ def block_losses(model: MoEPPForCausalLM, prepared: Prepared) -> dict[str, Tenso
 
 
 def _losses(model: MoEPPForCausalLM, blocks: Tensor) -> Tensor:
-    logits = model(blocks, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.transpose(1, 2), blocks[:, 1:], reduction="none").mean(-1)
+    return token_losses(model, blocks[:, :-1], blocks[:, 1:]).mean(-1)
 
 
 def _variance_of_mean(values: Tensor) -> float:

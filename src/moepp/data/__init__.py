@@ -4,8 +4,11 @@ Importing this loads torch and numpy; ``transformers``, ``tokenizers`` and ``dat
 """
 
 from .build import Data, build_data
-from .packing import Progress, TrainingData, ValidationData
-from .sources import Corpus, Source, load_corpus, sample_documents
+from .files import read_files
+from .hashing import digest, unit_hash
+from .packing import Progress, TrainingData, ValidationData, encode
+from .python_library import Function, load_held_out_functions, load_python_library
+from .sources import Corpus, Source, load_corpus, sample_documents, utf8_length
 from .spec import DataSpec, SourceSpec
 from .streaming import StreamingData
 from .tokenizer import check_vocabulary, load_tokenizer, tokenizer_hash, train_tokenizer
@@ -14,6 +17,7 @@ __all__ = [
     "Corpus",
     "Data",
     "DataSpec",
+    "Function",
     "Progress",
     "Source",
     "SourceSpec",
@@ -22,9 +26,16 @@ __all__ = [
     "ValidationData",
     "build_data",
     "check_vocabulary",
+    "digest",
+    "encode",
     "load_corpus",
+    "load_held_out_functions",
+    "load_python_library",
     "load_tokenizer",
+    "read_files",
     "sample_documents",
     "tokenizer_hash",
     "train_tokenizer",
+    "unit_hash",
+    "utf8_length",
 ]

@@ -18,13 +18,14 @@ import logging
 import os
 import re
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .hashing import unit_hash
 
@@ -67,11 +68,11 @@ def load_python_library(root: str | None = None, validation_fraction: float = 0.
         root: folder of the library; the running interpreter's when ``None``.
         validation_fraction: share of module groups that is held out, in [0, 1).
     """
-    folder = Path(root or sysconfig.get_path("stdlib"))
+    folder = _folder(root)
     held_out: list[tuple[str, ...]] = []
     training: list[tuple[str, ...]] = []
     for names in _module_names(folder):
-        (held_out if unit_hash(_group(names), _SALT) < validation_fraction else training).append(names)
+        (held_out if _is_held_out(names, validation_fraction) else training).append(names)
     library = PythonLibrary()
     seen: set[str] = set()  # training first: what repeats is dropped from validation
     splits: list[tuple[Split, list[tuple[str, ...]]]] = [("train", training), ("validation", held_out)]
@@ -82,6 +83,45 @@ def load_python_library(root: str | None = None, validation_fraction: float = 0.
                     library.documents[part][split].append(text)
     _log.info("python library: %d modules read, %d skipped: they do not parse", library.modules, library.skipped)
     return library
+
+
+class Function(NamedTuple):
+    """A function or method with a docstring."""
+
+    module: str
+    name: str
+    code: str
+    """From ``def`` on, without docstrings and the indentation of what it stands in."""
+    docstring: str
+
+
+def load_held_out_functions(root: str | None = None, validation_fraction: float = 0.05) -> list[Function]:
+    """The documented functions of the library modules that :func:`load_python_library` holds out; under a second."""
+    folder = _folder(root)
+    found: list[Function] = []
+    for names in _module_names(folder):
+        parsed = None
+        if _is_held_out(names, validation_fraction) and not _is_test(names):
+            parsed = _parse(folder.joinpath(*names).with_suffix(".py").read_bytes())
+        if parsed is None:
+            continue
+        text, tree = parsed
+        lines = text.split("\n")
+        for node in _documented(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                code = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+                if (alone := _parse(code.encode())) is not None:  # what a string in it kept from being dedented is not
+                    code = _without_docstrings(code, list(_documented(alone[1])))
+                    found.append(Function(".".join(names), node.name, code, inspect.cleandoc(_docstring(node))))
+    return found
+
+
+def _folder(root: str | None) -> Path:
+    return Path(root or sysconfig.get_path("stdlib"))
+
+
+def _is_held_out(names: tuple[str, ...], validation_fraction: float) -> bool:
+    return unit_hash(_group(names), _SALT) < validation_fraction
 
 
 @contextmanager
@@ -129,14 +169,11 @@ def _read(folder: Path, names: tuple[str, ...], library: PythonLibrary, seen: se
     source = folder.joinpath(*names).with_suffix(".py").read_bytes()
     if _GENERATED.search(source[:2000]):
         return
-    try:
-        with warnings.catch_warnings():  # old test files use escapes that the parser warns about
-            warnings.simplefilter("ignore")
-            text = importlib.util.decode_source(source)
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a test suite has files made to break parsers
+    parsed = _parse(source)
+    if parsed is None:
         library.skipped += 1
         return
+    text, tree = parsed
     library.modules += 1
     if names[0] == "pydoc_data":
         yield from _unseen("prose", _topics(tree), seen)
@@ -150,6 +187,17 @@ def _read(folder: Path, names: tuple[str, ...], library: PythonLibrary, seen: se
     prose = "\n\n".join(docstring for _, docstring in _unseen("prose", docstrings, seen))
     if prose:
         yield "prose", prose + "\n"
+
+
+def _parse(source: bytes) -> tuple[str, ast.Module] | None:
+    """A module's text and tree; None where it cannot be parsed: a test suite has files to break parsers."""
+    try:
+        with warnings.catch_warnings():  # old test files use escapes that the parser warns about
+            warnings.simplefilter("ignore")
+            text = importlib.util.decode_source(source)
+            return text, ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def _unseen(part: Part, texts: list[str], seen: set[str]) -> Iterator[tuple[Part, str]]:
