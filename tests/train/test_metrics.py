@@ -169,7 +169,7 @@ def test_a_finished_run_leaves_these_files_and_no_other(plain: Path) -> None:
     assert {path.name for path in plain.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "configuration_moepp.py", "modeling_moepp.py"),
         *("tokenizer.json", "tokenizer_config.json"),
-        *("recipe.yaml", "data.json", METRICS_FILE, "tensorboard"),
+        *("README.md", "recipe.yaml", "data.json", METRICS_FILE, "tensorboard"),
         *("checkpoint-4", "checkpoint-8", "checkpoint-12"),
     }
 
