@@ -101,6 +101,63 @@ def convert(
     run_convert(source, destination, to)
 
 
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="A saved model's folder, e.g. runs/demo/moepp.")],
+    prompt: Annotated[str | None, typer.Argument(help="The text to go on with.", show_default="--stdin")] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="All of standard input is the prompt.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="As a user's message, in the chat template.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="At most.", show_default="128, or what the context has room for")
+    ] = None,
+    do_sample: Annotated[
+        bool | None, typer.Option(help="Draw tokens; else the most likely.", show_default="the model's own")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 1 evens probabilities out.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens; no matter of experts.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that make up this share.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Draw from those this likely beside the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 avoids what was said.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same draws every time.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda; auto is the accelerator, if any.")] = "auto",
+    pack: Annotated[bool, typer.Option("--pack", help="CPU: keep experts as the kernels read them, only.")] = False,
+) -> None:
+    """Continue a text, printed as it is generated."""
+    from .commands.generate import Sampling, run_generate
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    run_generate(model, prompt, sampling, stdin=stdin, chat=chat, dtype=dtype, device=device, pack=pack)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A saved model's folder, e.g. runs/demo/moepp.")],
+    name: Annotated[str | None, typer.Option(help="What requests call it.", show_default="the folder's name")] = None,
+    host: Annotated[str, typer.Option(help="An address of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    public: Annotated[bool, typer.Option("--public", help="Allow a --host that other machines can reach.")] = False,
+    drain: Annotated[int, typer.Option(help="Seconds that running answers get after a signal to stop.")] = 60,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda; auto is the accelerator, if any.")] = "auto",
+    pack: Annotated[bool, typer.Option("--pack", help="CPU: keep experts as the kernels read them, only.")] = False,
+) -> None:
+    """Answer OpenAI's clients over HTTP."""
+    from .commands.serve import run_serve
+
+    options = {"name": name, "host": host, "port": port, "public": public, "drain": drain}
+    run_serve(model, **options, dtype=dtype, device=device, pack=pack)
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time: while a progress bar is shown, rich's, which prints above it."""
 
@@ -113,7 +170,7 @@ def main() -> None:
     console = Console(stderr=True)
     logging.basicConfig(level=logging.WARNING, handlers=[_StderrHandler()])
     # transformers imports these wherever they are installed; what they cannot load concerns only those who use them.
-    for library in ("torchao", "bitsandbytes"):
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app(standalone_mode=True)

@@ -1,7 +1,7 @@
 """A training run as data: YAML plus dotted overrides, checked before anything heavy starts.
 
 Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
-``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``output_dir`` and ``seed``.
+``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``output_dir``, ``seed``, ``license``.
 """
 
 import dataclasses
@@ -65,6 +65,8 @@ class Recipe:
 
     output_dir: str
     seed: int = 0
+    license: str | None = None
+    """For the model card, as Hugging Face names licences: ``apache-2.0``. None is not stated."""
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     data: DataSpec = field(default_factory=DataSpec)

@@ -33,6 +33,7 @@ from .callbacks import (
     tensorboard,
     tensorboard_says_it_once,
 )
+from .card import CARD_FILE, write_card
 from .recipe import Recipe, save_recipe
 from .stream import CountedStream
 from .tables import data_table
@@ -196,7 +197,10 @@ def _run(
     trainer.require_finite_weights()
     with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
         model.save_pretrained(aside)
-    return TrainResult(model, prepared, trainer.last_validation(), None)
+    metrics, log = trainer.last_validation(), trainer.state.log_history
+    with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
+        write_card(aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log)
+    return TrainResult(model, prepared, metrics, None)
 
 
 def _model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> MoEPPConfig:
