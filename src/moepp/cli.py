@@ -114,6 +114,20 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the published model, or one of ours.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
+    to: Annotated[
+        str | None, typer.Option(help="moepp or released.", show_default="the format that SRC is not in")
+    ] = None,
+) -> None:
+    """Convert the published checkpoint to moepp's format, or back."""
+    from .commands.convert import run_convert
+
+    run_convert(source, destination, to)
+
+
+@app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="A saved model's folder, e.g. runs/demo/moepp.")],
     prompt: Annotated[str | None, typer.Argument(help="The text to go on with.", show_default="--stdin")] = None,
@@ -168,20 +182,6 @@ def serve(
 
     options = {"name": name, "host": host, "port": port, "public": public, "drain": drain}
     run_serve(model, **options, dtype=dtype, device=device, pack=pack)
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the published model, or one of ours.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
-    to: Annotated[
-        str | None, typer.Option(help="moepp or released.", show_default="the format that SRC is not in")
-    ] = None,
-) -> None:
-    """Convert the published checkpoint to moepp's format, or back."""
-    from .commands.convert import run_convert
-
-    run_convert(source, destination, to)
 
 
 class _StderrHandler(logging.Handler):
