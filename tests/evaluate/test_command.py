@@ -1,7 +1,6 @@
 """``moepp eval``: the tables, the JSON, the exit codes, and the harness's own command on the same folder."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,22 +135,11 @@ def test_a_table_fits_its_width_whatever_the_number_of_tasks(width: int, capsys:
     assert any("20.0*" in line for line in lines), "near chance is marked"
 
 
-def with_remote_code(saved: Path, folder: Path) -> Path:
-    """A copy that a Python loads which has not imported moepp."""
-    shutil.copytree(saved, folder)
-    (folder / "remote.py").write_text("from moepp.model import MoEPPConfig, MoEPPForCausalLM\n", encoding="utf-8")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoConfig": "remote.MoEPPConfig", "AutoModelForCausalLM": "remote.MoEPPForCausalLM"}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
 def test_the_harness_own_command_gives_the_same_numbers(moepp, saved, tasks, tmp_path) -> None:
     ours = tmp_path / "ours.json"
     moepp("eval", saved, "--tasks", "local_choice", "--include-path", tasks, "--json", ours, "--batch-size", 4)
     (task,) = json.loads(ours.read_text(encoding="utf-8"))["tasks"]
-    folder = with_remote_code(saved, tmp_path / "remote")
-    model = f"pretrained={folder},trust_remote_code=True"
+    model = f"pretrained={saved},trust_remote_code=True"
     program = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model, "--device", "cpu"]
     options = ["--tasks", "local_choice", "--include_path", str(tasks), "--batch_size", "4"]
     done = subprocess.run(
