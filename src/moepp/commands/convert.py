@@ -21,7 +21,8 @@ def run_convert(source: Path, destination: Path, to: str | None) -> None:
     if to is not None and to not in FORMATS:
         raise ConfigError(f"--to={to!r} does not exist; {nearest(to, FORMATS)}")
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    bar = Console(stderr=True)
+    with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
         task = progress.add_task("", total=None)
         report = convert(
             source,
