@@ -5,7 +5,7 @@ without a permutation, and the ids of the FFN experts are contiguous from 0.
 """
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -167,8 +167,8 @@ def is_int(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """A finite integer or float; ``True`` is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """An integer or float that a float can hold and that is finite; ``True`` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_positive(value: object) -> bool:

@@ -10,14 +10,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Rule = tuple[Callable[[Any], bool], str]
+# Beyond the limits of temperature and penalty, scores overflow: there is nothing left to draw from.
 RULES: dict[str, Rule] = {
     "max_new_tokens": (lambda value: is_int(value) and value >= 1, "an integer >= 1"),
     "do_sample": (lambda value: isinstance(value, bool), "true or false"),
-    "temperature": (lambda value: is_number(value) and value > 0, "a number > 0"),
+    "temperature": (lambda value: is_number(value) and 1e-3 <= value <= 1e3, "a number in [0.001, 1000]"),
     "top_k": (lambda value: is_int(value) and value >= 0, "an integer >= 0, where 0 keeps all tokens"),
     "top_p": (lambda value: is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
     "min_p": (lambda value: is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
-    "repetition_penalty": (lambda value: is_number(value) and value > 0, "a number > 0, where 1 is no penalty"),
+    "repetition_penalty": (
+        lambda value: is_number(value) and 1e-3 <= value <= 1e3,
+        "a number in [0.001, 1000], where 1 is no penalty",
+    ),
     "seed": (lambda value: is_int(value) and 0 <= value < 2**63, "an integer >= 0 and below 2**63"),
 }
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -39,7 +43,13 @@ def check_sampling(settings: Mapping[str, Any], name: Callable[[str], str] = str
     for key, value in settings.items():
         holds, rule = RULES[key]
         if not holds(value):
-            raise ConfigError(f"{name(key)}={value!r} must be {rule}")
+            raise ConfigError(f"{name(key)}={shown(value)} must be {rule}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error, whatever a client sent."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def new_tokens(prompt: int, context: int, asked: int | None, *, name: str, default: int) -> int:
@@ -60,7 +70,7 @@ def new_tokens(prompt: int, context: int, asked: int | None, *, name: str, defau
             "shorten the prompt"
         )
     if asked is not None and asked > room:
-        raise ConfigError(f"{name}={asked} exceeds the {room} tokens left after the prompt; lower it")
+        raise ConfigError(f"{name}={shown(asked)} exceeds the {room} tokens left after the prompt; lower it")
     return min(default, room) if asked is None else asked
 
 

@@ -15,11 +15,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..config import is_number
 from ..errors import ConfigError, DataError, MoEPPError, nearest
-from ..model.sampling import RULES, check_sampling, encode_prompt, new_tokens, valid_text
+from ..model.sampling import RULES, check_sampling, encode_prompt, new_tokens, shown, valid_text
 
 DEFAULT_NEW_TOKENS = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_STOPS = 4
+MAX_STOP = 64
+"""Characters; transformers works through the vocabulary for each before it begins to answer."""
 # Settings that transformers knows and OpenAI doesn't, as other servers take them.
 _EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "seed", "stop", "logit_bias", *_EXTENSIONS)
@@ -64,7 +66,7 @@ def completion(body: Any, served: Served) -> dict[str, Any]:
     fields = _fields(body, ("prompt", "max_tokens"), served)
     prompt = fields.get("prompt")
     if not isinstance(prompt, str):
-        raise ConfigError(f"prompt={_shown(prompt)} must be a string; send one request for each prompt")
+        raise ConfigError(f"prompt={shown(prompt)} must be a string; send one request for each prompt")
     ids = encode_prompt(served.tokenizer, prompt)
     if not served.tokenizer(prompt)["input_ids"]:
         prompt = served.tokenizer.decode(ids)
@@ -76,7 +78,7 @@ def chat(body: Any, served: Served) -> dict[str, Any]:
     fields = _fields(body, ("messages", "max_tokens", "max_completion_tokens"), served)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise ConfigError(f"messages={_shown(messages)} must be a list of at least one message")
+        raise ConfigError(f"messages={shown(messages)} must be a list of at least one message")
     said = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     try:
         text = served.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
@@ -90,21 +92,21 @@ def chat(body: Any, served: Served) -> dict[str, Any]:
 def _fields(body: Any, own: tuple[str, ...], served: Served) -> dict[str, Any]:
     """The request without what asks for nothing."""
     if not isinstance(body, dict):
-        raise ConfigError(f"the body must be a JSON object, not {_shown(body)}")
+        raise ConfigError(f"the body must be a JSON object, not {shown(body)}")
     known = ("model", "stream", *own, *_SAMPLING)
     fields = {name: value for name, value in body.items() if value is not None}
     for name, value in fields.items():
         if name in known:
             continue
         if name not in _NEUTRAL:
-            raise ConfigError(f"{_shown(name)} is not a field of this request; {nearest(name, known)}")
+            raise ConfigError(f"{shown(name)} is not a field of this request; {nearest(name, known)}")
         if not _NEUTRAL[name](value):
-            raise ConfigError(f"{name}={_shown(value)} is not supported; leave {name} out")
+            raise ConfigError(f"{name}={shown(value)} is not supported; leave {name} out")
     model = fields.get("model", served.name)
     if model != served.name:
-        raise NoSuchModel(f"model={_shown(model)} is not served here; use {served.name!r}, or leave model out")
+        raise NoSuchModel(f"model={shown(model)} is not served here; use {served.name!r}, or leave model out")
     if not isinstance(fields.get("stream", False), bool):
-        raise ConfigError(f"stream={_shown(fields['stream'])} must be true or false")
+        raise ConfigError(f"stream={shown(fields['stream'])} must be true or false")
     return {name: value for name, value in fields.items() if name in known}
 
 
@@ -148,29 +150,32 @@ def _stops(value: Any) -> list[str]:
     if (
         not isinstance(stops, list)
         or len(stops) > MAX_STOPS
-        or not all(isinstance(stop, str) and stop for stop in stops)
+        or not all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP for stop in stops)
     ):
-        raise ConfigError(f"stop={_shown(value)} must be a string or a list of up to {MAX_STOPS}, none of them empty")
+        raise ConfigError(
+            f"stop={shown(value)} must be a string or a list of up to {MAX_STOPS}, each of 1 to {MAX_STOP} characters"
+        )
     return [valid_text(stop) for stop in stops]
 
 
 def _bias(value: Any, vocabulary: int) -> list[Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"logit_bias={_shown(value)} must be an object from token ids to numbers")
+        raise ConfigError(f"logit_bias={shown(value)} must be an object from token ids to numbers")
+    ids = set(map(str, range(vocabulary)))
     for token, bias in value.items():
-        if not (token.isascii() and token.isdigit() and int(token) < vocabulary):
-            raise ConfigError(f"logit_bias: {_shown(token)} is no token id; they go from 0 to {vocabulary - 1}")
+        if token not in ids:
+            raise ConfigError(f"logit_bias: {shown(token)} is no token id; they go from 0 to {vocabulary - 1}")
         if not is_number(bias) or not -100 <= bias <= 100:
-            raise ConfigError(f"logit_bias: {_shown(bias)} for token {token} must be a number in [-100, 100]")
+            raise ConfigError(f"logit_bias: {shown(bias)} for token {token} must be a number in [-100, 100]")
     return [[[int(token)], float(bias)] for token, bias in value.items()]
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise ConfigError(f"{where}={_shown(message)} must be an object with role and content")
+        raise ConfigError(f"{where}={shown(message)} must be an object with role and content")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise ConfigError(f"{where}.role={_shown(role)} must be one of {', '.join(ROLES)}")
+        raise ConfigError(f"{where}.role={shown(role)} must be one of {', '.join(ROLES)}")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
         texts = [part for part in parts if isinstance(part, str)]
@@ -182,8 +187,3 @@ def _message(message: Any, where: str) -> dict[str, str]:
 
 def _check(rule: str, value: Any, name: str) -> None:
     check_sampling({rule: value}, lambda _: name)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
