@@ -1,7 +1,6 @@
 """Tasks through the harness: scores and counts against a loop over single requests, and what is skipped."""
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,12 @@ def test_a_group_with_a_metric_of_its_own_is_one_score(model, tokenizer, tasks) 
     assert score.chance == pytest.approx(0.125), "half of the items give no choice"
 
 
-def test_what_cannot_be_had_is_named_and_skipped_at_once(model, tokenizer, tasks) -> None:
-    started = time.perf_counter()
+def test_what_cannot_be_had_is_named_and_skipped(model, tokenizer, tasks) -> None:
     evaluation = run(model, tokenizer, tasks, "local_all")
     (score,), (skipped,) = evaluation.scores, evaluation.skipped
     assert (score.label, skipped.label) == ("local_choice", "local_nowhere")
     assert "no-such-owner/no-such-data" in skipped.reason
     assert evaluation.average() == score.score, "what is skipped counts nowhere"
-    assert time.perf_counter() - started < 20, "the libraries retry for 23 seconds where they are let"
 
 
 def test_an_answer_that_does_not_fit_the_model_skips_its_task(model, tokenizer, tasks, monkeypatch) -> None:

@@ -17,12 +17,13 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..bench import machine
-from ..data import DataSpec, SourceSpec, check_vocabulary, load_corpus, load_tokenizer, read_files
+from ..data import DataSpec, SourceSpec, load_corpus, read_files
 from ..errors import ConfigError, DataError
 from ..evaluate import SEEDS, VALIDATION_FRACTION, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
-from ..model import MoEPPForCausalLM, load_model
+from ..model import MoEPPForCausalLM
 from ..train import RECIPE_FILE, load_recipe
 from .eval_report import print_scores, print_skipped, print_text_losses
+from .generate import open_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,9 +59,7 @@ def run_eval(path: Path, options: EvalOptions) -> None:
     _check(options)
     console = Console()
     logging.disable_progress_bar()
-    model = load_model(path, dtype=options.dtype, device=options.device).eval()
-    tokenizer = load_tokenizer(str(path))
-    check_vocabulary(tokenizer, model.config.vocab_size)
+    model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
     fraction = _held_out_fraction(path)
     report = _facts(path, model, options)
     if options.perplexity is not None:

@@ -71,7 +71,9 @@ def run_generate(
     stream(model, tokenizer, ids, given)
 
 
-def open_saved(path: Path, *, dtype: str, device: str, pack: bool) -> tuple[MoEPPForCausalLM, PreTrainedTokenizerBase]:
+def open_saved(
+    path: Path, *, dtype: str, device: str, pack: bool = False
+) -> tuple[MoEPPForCausalLM, PreTrainedTokenizerBase]:
     """A saved model and its tokenizer; ``pack`` is :meth:`MoEPPForCausalLM.pack_for_inference`.
 
     Raises:

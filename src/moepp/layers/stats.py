@@ -30,13 +30,14 @@ class RoutingStats(NamedTuple):
         """Counts one layer's routing.
 
         Args:
-            mask: True for tokens that are not padding; the others count nowhere.
+            mask: True for tokens that are not padding; the others count nowhere. It may lie on another device.
         """
         tokens, experts = routing.probs.shape
         chosen = (routing.expert >= 0) & (routing.expert < experts)
         probs = routing.probs
         count = torch.full((), tokens, device=probs.device)
         if mask is not None:
+            mask = mask.to(probs.device)
             chosen = chosen & mask.unsqueeze(-1)
             probs = torch.where(mask.unsqueeze(-1), probs, 0.0)
             count = mask.sum()

@@ -69,8 +69,9 @@ class MoEPPClassifier(MoEPPPreTrainedModel):
         if labels is not None:
             task_loss = self.loss_function(logits=logits, pooled_logits=logits, labels=labels, config=self.config)
             mask = real_tokens(attention_mask, outputs.last_hidden_state.shape[1])
-            balance = torch.stack([balance_loss(r, self.config.moe, mask=mask) for r in outputs.routing]).sum()
-            loss = task_loss + self.config.router_aux_loss_coef * balance.to(task_loss.device)
+            losses = (balance_loss(routing, self.config.moe, mask=mask) for routing in outputs.routing)
+            balance = torch.stack([layer.to(logits.device) for layer in losses]).sum()  # layers may lie on several
+            loss = task_loss + self.config.router_aux_loss_coef * balance
         return MoEPPClassifierOutput(
             loss=loss,
             logits=logits,

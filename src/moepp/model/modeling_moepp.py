@@ -360,9 +360,8 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
             moe = self.config.moe
+            stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
             # Layers may lie on several devices.
-            masks = [mask if mask is None else mask.to(routing.kept.device) for routing in outputs.routing]
-            stats = tuple(RoutingStats.of(r, mask=m) for r, m in zip(outputs.routing, masks, strict=True))
             layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:

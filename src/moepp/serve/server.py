@@ -80,8 +80,12 @@ def bind(host: str, port: int, *, public: bool) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         remedy = "choose another --port" if not isinstance(error, socket.gaierror) else "choose another --host"
         raise ConfigError(f"--host={host!r} --port={port} cannot be had: {error.strerror}; {remedy}") from error
