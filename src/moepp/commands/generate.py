@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import PreTrainedTokenizerBase, TextStreamer
 from transformers.utils import logging
 
 from ..data import load_tokenizer
@@ -91,7 +91,7 @@ def stream(
 ) -> None:
     """Generates and prints, word by word."""
     if (seed := settings.pop("seed", None)) is not None:
-        set_seed(seed)
+        torch.manual_seed(seed)
     prompt = torch.tensor([ids], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
