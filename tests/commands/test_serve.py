@@ -10,6 +10,8 @@ import pytest
 
 from moepp import cli
 
+from ..saved import save_tiny
+
 
 def serve(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | None:
     monkeypatch.setattr(sys, "argv", ["moepp", "serve", *map(str, arguments)])
@@ -52,3 +54,13 @@ def test_a_missing_web_server_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert serve(monkeypatch, tmp_path) == 2
     expected = "error: moepp serve needs fastapi, uvicorn and openai; pip install 'moepp[serve]'\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_public_address_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr("moepp.serve.server.run", lambda *_, **__: None)
+    monkeypatch.setattr("os._exit", lambda code: None)
+    folder = save_tiny(tmp_path / "tiny")
+    assert serve(monkeypatch, folder, "--host", "0.0.0.0", "--port", "0", "--public") == 0
+    assert "warning: anyone who can reach 0.0.0.0 can use the model, unencrypted" in capsys.readouterr().err
+    serve(monkeypatch, folder, "--port", "0")
+    assert "anyone" not in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_one_graph_serves_every_batch_and_length() -> None:
 
 def test_generation_compiles_its_step_with_a_static_cache() -> None:
     """By the default compiler, on a CPU too, into one graph for all steps. Without vector code: it builds faster."""
-    model, ids = tiny_model(num_hidden_layers=1), tokens(2, 5)
+    model, ids = tiny_model(num_hidden_layers=2), tokens(2, 5)
     settings = {"max_new_tokens": 8, "do_sample": False}
     expected = model.generate(ids, **settings)
     assert not counters["stats"]

@@ -127,6 +127,7 @@ def test_a_model_is_built_without_memory_and_then_loaded(folder: Path) -> None:
 def test_dtype_is_that_of_every_weight_and_choices_stay_in_float32(dtype: torch.dtype, folder: Path) -> None:
     model = load(folder, dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {dtype}
+    assert load(folder, torch_dtype=dtype).dtype is dtype  # its older name
     assert model.model.rotary_emb.inv_freq.dtype is torch.float32
     ids = tokens(2, 12)
     with torch.no_grad():

@@ -73,6 +73,13 @@ def short_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "build", staticmethod(build))
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a machine has cached, or could download, changes no test."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "data-sets")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     texts = [f"{animal} {does}." for animal, all_ in ANIMALS.items() for does in all_]
@@ -123,6 +130,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files: dict[str, dict[str, Any]] = {
         "local_choice": {"task": "local_choice", **local, **choice, "metric_list": metrics},
         "local_answer": {"task": "local_answer", **local, **answer},
+        "local_shots": {
+            "task": "local_shots",
+            **local,
+            **choice,
+            "metric_list": metrics,
+            "num_fewshot": 2,
+            "fewshot_split": "test",
+        },
         "local_nowhere": {
             "task": "local_nowhere",
             **local,
@@ -130,6 +145,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "metric_list": metrics,
             "dataset_path": "no-such-owner/no-such-data",
             "dataset_kwargs": {},
+        },
+        "local_text": {
+            "task": "local_text",
+            **local,
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{question}} {{answer}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
         },
         "local_mean": {
             "group": "local_mean",

@@ -90,6 +90,22 @@ def test_what_cannot_be_had_is_named_and_skipped(model, tokenizer, tasks) -> Non
     assert evaluation.average() == score.score, "what is skipped counts nowhere"
 
 
+def test_without_a_connection_what_is_cached_is_used(tmp_path) -> None:
+    """A data set's cache as a download leaves it, made from a file."""
+    import datasets
+
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "test.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n', encoding="utf-8")
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    datasets.load_dataset(str(tmp_path / "made"))
+    (made,) = (folder for folder in cache.iterdir() if folder.is_dir())
+    made.rename(cache / "owner___name")
+    (file,) = cache.glob("owner___name/**/made-test.arrow")
+    file.rename(file.with_name("name-test.arrow"))
+    with hub_only_if_reachable():
+        assert datasets.load_dataset("owner/name", split="test")["question"][:] == ["a", "b"]
+
+
 def test_an_answer_that_does_not_fit_the_model_skips_its_task(model, tokenizer, tasks, monkeypatch) -> None:
     monkeypatch.setattr(RoutedLM, "max_length", 3)
     (skipped,) = run(model, tokenizer, tasks, "local_choice").skipped
