@@ -56,11 +56,17 @@ def test_a_missing_web_server_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert capsys.readouterr().err == expected
 
 
-def test_a_public_address_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    monkeypatch.setattr("moepp.serve.server.run", lambda *_, **__: None)
+def test_a_public_address_is_warned_of_and_answers_to_any_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    hosts: list[Any] = []
+    monkeypatch.setattr("moepp.serve.server.run", lambda app, *_, **__: hosts.append(app.hosts))
     monkeypatch.setattr("os._exit", lambda code: None)
     folder = save_tiny(tmp_path / "tiny")
     assert serve(monkeypatch, folder, "--host", "0.0.0.0", "--port", "0", "--public") == 0
     assert "warning: anyone who can reach 0.0.0.0 can use the model, unencrypted" in capsys.readouterr().err
     serve(monkeypatch, folder, "--port", "0")
     assert "anyone" not in capsys.readouterr().err
+    serve(monkeypatch, folder, "--host", "127.8.8.8", "--port", "0")
+    local = {"localhost", "127.0.0.1", "[::1]"}
+    assert hosts == [None, local, local | {"127.8.8.8"}]  # what clients may call it

@@ -9,13 +9,14 @@ import pytest
 
 from moepp.data import load_tokenizer
 from moepp.model import load_model
-from moepp.serve.guard import Guard
+from moepp.serve.guard import LOCAL, Guard
 from moepp.serve.requests import Served
 from moepp.serve.server import build_app
 
 from ..saved import save_tiny
 
-JSON = [(b"content-type", b"application/json; charset=utf-8")]
+HOST = (b"host", b"127.0.0.1:8000")
+JSON = [HOST, (b"content-type", b"application/json; charset=utf-8")]
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,44 @@ def test_other_paths_of_transformers_server_do_not_exist(path: str, served: Serv
     ("request_", "status", "message"),
     [
         ({"method": "GET"}, 405, r"method 'GET' is not for /v1/completions; use POST"),
-        ({"headers": [(b"content-type", b"text/plain")]}, 415, "the Content-Type must be application/json"),
-        ({"headers": []}, 415, "the Content-Type must be application/json"),
+        ({"headers": [HOST, (b"content-type", b"text/plain")]}, 415, "the Content-Type must be application/json"),
+        ({"headers": [HOST]}, 415, "the Content-Type must be application/json"),
     ],
 )
 def test_other_methods_and_types_are_refused(request_: dict, status: int, message: str, served: Served) -> None:
     assert refusal(call(Guard(mirror, served), "/v1/completions", b"{}", **request_))[:2] == (status, message)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "status"),
+    [
+        (LOCAL, b"localhost", 200),
+        (LOCAL, b"LocalHost:8000", 200),
+        (LOCAL, b"127.0.0.1:", 200),
+        (LOCAL, b"[::1]", 200),
+        (LOCAL, b"[::1]:8000", 200),
+        (LOCAL | {"127.8.8.8"}, b"127.8.8.8:1", 200),
+        (None, b"example.org", 200),
+        (None, None, 200),
+        (LOCAL, b"example.org:8000", 403),
+        (LOCAL, b"localhost.example.org", 403),
+        (LOCAL, b"127.0.0.1:8000.example.org", 403),
+        (LOCAL, b"[::1", 403),
+        (LOCAL, b"[::2]:8000", 403),
+        (LOCAL, b"\xff" * 1000, 403),
+        (LOCAL, b"", 403),
+        (LOCAL, None, 403),
+    ],
+)
+def test_a_web_page_cannot_call_the_server_by_a_name_of_its_own(
+    hosts: Any, host: bytes | None, status: int, served: Served
+) -> None:
+    headers = JSON[1:] + ([] if host is None else [(b"host", host)])
+    answer = call(Guard(mirror, served, hosts=hosts), "/v1/completions", b'{"prompt": "a"}', headers=headers)
+    assert answer[0] == status
+    if status == 403:
+        assert " is not this server; use one of 127.0.0.1, [::1], localhost" in refusal(answer)[1]
+        assert len(refusal(answer)[1]) < 300
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 10**5, b'{"prompt": 1' + b"0" * 5000 + b"}"])

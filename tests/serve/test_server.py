@@ -105,6 +105,11 @@ def test_the_model_is_listed_by_its_folders_name(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_another_sites_name_for_this_machine_is_refused(server: Server) -> None:
+    for host, status in (("example.org", 403), ("localhost", 200)):
+        assert httpx.get(f"{server.url}/v1/models", headers={"host": host}).status_code == status
+
+
 def test_a_completion_is_the_models_own(server: Server, expected: dict[int, str]) -> None:
     answer = server.client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12)
     assert answer.choices[0].text == expected[12]

@@ -34,6 +34,7 @@ def run_serve(
     """
     if not is_serve_available():
         raise BackendUnavailable("moepp serve needs fastapi, uvicorn and openai; pip install 'moepp[serve]'")
+    from ..serve.guard import LOCAL
     from ..serve.server import bind, build_app, is_loopback, run
 
     if drain < 0:
@@ -48,8 +49,8 @@ def run_serve(
         if not is_loopback(host):
             console.print(f"[bold yellow]warning:[/] anyone who can reach {host} can use the model, unencrypted")
         served = name or path.resolve().name
-        app = build_app(served, model, tokenizer)
         address = f"[{host}]" if ":" in host else host
+        app = build_app(served, model, tokenizer, hosts=None if public else LOCAL | {address.lower()})
         url = f"http://{address}:{bound.getsockname()[1]}"
 
         def ready() -> None:

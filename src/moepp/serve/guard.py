@@ -7,10 +7,12 @@ and reads audio; those paths do not exist here.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Set
 from typing import Any
 
 from ..errors import MoEPPError
+from ..model.sampling import shown
 from .requests import NoSuchModel, Served, chat, completion
 
 Message = MutableMapping[str, Any]
@@ -20,6 +22,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY = 1 << 20
 """Bytes; about a million characters, more than any context here holds."""
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""What a client on this machine calls it."""
 _TRANSLATE = {"/v1/completions": completion, "/v1/chat/completions": chat}
 _READ = ("/v1/models", "/health")
 _METHOD = dict.fromkeys(_TRANSLATE, "POST") | dict.fromkeys(_READ, "GET")
@@ -44,13 +48,23 @@ class Guard:
     Args:
         app: transformers' application.
         served: the model behind it.
+        hosts: the names that clients may call the server by, without port; None lets any through.
         max_body: bytes of a request's body.
         max_waiting: requests that are being answered or wait for it; more are refused with 429.
     """
 
-    def __init__(self, app: App, served: Served, *, max_body: int = MAX_BODY, max_waiting: int = 256) -> None:
+    def __init__(
+        self,
+        app: App,
+        served: Served,
+        *,
+        hosts: Set[str] | None = LOCAL,
+        max_body: int = MAX_BODY,
+        max_waiting: int = 256,
+    ) -> None:
         self.app = app
         self.served = served
+        self.hosts = hosts
         self.max_body = max_body
         self.max_waiting = max_waiting
         self.waiting = 0
@@ -64,6 +78,11 @@ class Guard:
             pass
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        # The owner of any name can have it lead here, and then a page from there is same-origin to a browser.
+        host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).lower()
+        if self.hosts is not None and host not in self.hosts:
+            raise Refused(403, f"Host {shown(host)} is not this server; use one of {', '.join(sorted(self.hosts))}")
         path = scope["path"]
         method = _METHOD.get(path)
         if method is None:
@@ -74,7 +93,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         # A web page can post anything but this to another site without being asked for leave.
-        if dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise Refused(415, "the Content-Type must be application/json")
         request = self._translate(path, await _read(receive, self.max_body))
         if self.waiting >= self.max_waiting:

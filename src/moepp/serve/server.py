@@ -5,7 +5,7 @@ import inspect
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import uvicorn
@@ -19,7 +19,7 @@ from transformers.cli.serving.utils import GenerationState
 from ..errors import ConfigError
 from ..model import MoEPPForCausalLM
 from ..model.sampling import CHAT_TEMPLATE
-from .guard import Guard
+from .guard import LOCAL, Guard
 from .requests import Served
 
 
@@ -45,8 +45,10 @@ class OneModel(ModelManager):
         return [{"id": self.force_model, "object": "model", "created": 0, "owned_by": "local"}]
 
 
-def build_app(name: str, model: MoEPPForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Guard:
-    """The ASGI application: transformers' own behind :class:`Guard`.
+def build_app(
+    name: str, model: MoEPPForCausalLM, tokenizer: PreTrainedTokenizerBase, *, hosts: Set[str] | None = LOCAL
+) -> Guard:
+    """The ASGI application: transformers' own behind :class:`Guard`, which ``hosts`` is for.
 
     A tokenizer without a chat template is given a plain one.
     """
@@ -61,7 +63,7 @@ def build_app(name: str, model: MoEPPForCausalLM, tokenizer: PreTrainedTokenizer
     shown: dict[str, Any] = {name: handlers.get(name) for name in names}
     app = build_server(manager, **shown, generation_state=state)
     served = Served(name, tokenizer, model.config.max_position_embeddings, model.generation_config)
-    return Guard(app, served)
+    return Guard(app, served, hosts=hosts)
 
 
 def bind(host: str, port: int, *, public: bool) -> socket.socket:
