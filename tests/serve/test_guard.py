@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from moepp.data import load_tokenizer
 from moepp.model import load_model
-from moepp.serve.guard import LOCAL, Guard
+from moepp.serve.guard import LOCAL, Guard, Message
 from moepp.serve.requests import Served
 from moepp.serve.server import build_app
 
@@ -147,10 +149,52 @@ def test_a_client_that_leaves_while_it_sends_is_let_go(served: Served) -> None:
     assert call(Guard(mirror, served), "/v1/completions", b"{", gone=True) == (0, "")
 
 
-def test_a_full_queue_refuses_more(served: Served) -> None:
+def test_a_full_queue_refuses_more_without_reading_it(served: Served) -> None:
     guard = Guard(mirror, served, max_waiting=0)
-    assert refusal(call(guard, "/v1/completions", b'{"prompt": "a"}'))[0] == 429
+    assert refusal(call(guard, "/v1/completions", gone=True))[0] == 429
     assert guard.waiting == 0
+
+
+def test_others_are_answered_while_a_request_is_tokenised(served: Served) -> None:
+    """The tokenizer waits until another request has been answered."""
+    answered = threading.Event()
+
+    def tokenizer(text: str) -> dict[str, list[int]]:
+        assert answered.wait(10)
+        return {"input_ids": [1]}
+
+    guard = Guard(mirror, replace(served, tokenizer=tokenizer))  # pyright: ignore[reportArgumentType]
+
+    async def both() -> Message:
+        sent: list[Message] = []
+        scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": JSON}
+        messages = [{"type": "http.request", "body": b'{"prompt": "a"}'}]
+
+        async def receive() -> Message:
+            return messages.pop()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def ignore(message: Message) -> None:
+            pass
+
+        slow = asyncio.create_task(guard(scope, receive, send))
+        while guard.waiting == 0:
+            await asyncio.sleep(0)
+        await guard({**scope, "method": "GET"}, receive, ignore)
+        answered.set()
+        await slow
+        return sent[0]
+
+    assert asyncio.run(both())["status"] == 200
+
+
+def test_a_tokenizers_own_truncation_is_gone_before_threads_share_it(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.backend_tokenizer.enable_truncation(8)  # pyright: ignore[reportAttributeAccessIssue]
+    build_app("tiny", load_model(folder), tokenizer)
+    assert tokenizer.backend_tokenizer.truncation is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_generating_stops_when_the_client_has_gone(folder: Path) -> None:

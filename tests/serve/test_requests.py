@@ -101,6 +101,15 @@ def test_an_empty_prompt_begins_a_text(served: Served) -> None:
     assert completion(ask(prompt=""), served)["prompt"] == "<|endoftext|>"
 
 
+@pytest.mark.parametrize("prompt", ["def main", "", "<|endoftext|>"])
+def test_a_prompt_is_tokenised_once(prompt: str, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, calls = type(served.tokenizer), []
+    tokenise = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, text: calls.append(text) or tokenise(self, text))
+    assert completion(ask(prompt=prompt), served)["prompt"] == (prompt or "<|endoftext|>")
+    assert calls == [prompt]
+
+
 def test_parts_of_a_message_are_one_text(served: Served) -> None:
     parts = [{"type": "text", "text": "def"}, {"type": "text", "text": "main"}]
     assert chat(say(parts), served)["messages"] == [{"role": "user", "content": "def main"}]

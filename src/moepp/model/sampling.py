@@ -90,5 +90,10 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         DataError: the text is no valid Unicode.
     """
     ids: Any = tokenizer(valid_text(text))["input_ids"]
+    return ids or [start_token(tokenizer)]
+
+
+def start_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id of the token that begins a text."""
     start: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return ids or [start]
+    return start

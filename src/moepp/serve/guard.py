@@ -50,7 +50,7 @@ class Guard:
         served: the model behind it.
         hosts: the names that clients may call the server by, without port; None lets any through.
         max_body: bytes of a request's body.
-        max_waiting: requests that are being answered or wait for it; more are refused with 429.
+        max_waiting: requests that are being read or answered or wait for it; more are refused with 429, unread.
     """
 
     def __init__(
@@ -95,11 +95,13 @@ class Guard:
         # A web page can post anything but this to another site without being asked for leave.
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise Refused(415, "the Content-Type must be application/json")
-        request = self._translate(path, await _read(receive, self.max_body))
         if self.waiting >= self.max_waiting:
             raise Refused(429, f"{self.waiting} requests are being answered or wait for it; try again later")
         self.waiting += 1
         try:
+            content = await _read(receive, self.max_body)
+            # In a thread: a tokenizer takes a second for the largest body, and others are to be answered meanwhile.
+            request = await asyncio.to_thread(self._translate, path, content)
             await self.app(scope, _replay(json.dumps(request).encode(), receive), _ended(send))
         finally:
             self.waiting -= 1

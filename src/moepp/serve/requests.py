@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..config import is_number
 from ..errors import ConfigError, DataError, MoEPPError, nearest
-from ..model.sampling import RULES, check_sampling, encode_prompt, new_tokens, shown, valid_text
+from ..model.sampling import RULES, check_sampling, new_tokens, shown, start_token, valid_text
 
 DEFAULT_NEW_TOKENS = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -67,8 +67,9 @@ def completion(body: Any, served: Served) -> dict[str, Any]:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str):
         raise ConfigError(f"prompt={shown(prompt)} must be a string; send one request for each prompt")
-    ids = encode_prompt(served.tokenizer, prompt)
-    if not served.tokenizer(prompt)["input_ids"]:
+    ids: Any = served.tokenizer(valid_text(prompt))["input_ids"]
+    if not ids:
+        ids = [start_token(served.tokenizer)]
         prompt = served.tokenizer.decode(ids)
     return _request(fields, ("max_tokens",), len(ids), served) | {"prompt": prompt}
 

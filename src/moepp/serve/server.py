@@ -53,6 +53,7 @@ def build_app(
     A tokenizer without a chat template is given a plain one.
     """
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    tokenizer("")  # forgets truncation and padding that were saved with it, which it cannot while a thread uses it
     manager, state = OneModel(name, model, tokenizer), GenerationState()
     handlers: dict[str, Any] = {
         "chat_handler": ChatCompletionHandler(manager, state),
