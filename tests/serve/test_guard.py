@@ -56,7 +56,8 @@ def call(
         status = message.get("status", status)
         body += message.get("body", b"")
 
-    asyncio.run(app({"type": "http", "path": path, "method": method, "headers": headers}, receive, send))
+    scope = {"type": "http", "path": path, "method": method, "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
     return status, body.decode()
 
 
@@ -143,6 +144,45 @@ def test_another_model_is_not_found(served: Served) -> None:
 def test_a_large_body_is_refused(parts: list[bytes], served: Served) -> None:
     answer = call(Guard(mirror, served, max_body=100), "/v1/completions", *parts)
     assert refusal(answer)[:2] == (413, "the body has more than 100 bytes; shorten it")
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ messages[0].content + 1 }}"])
+def test_a_chat_template_that_fails_is_logged_and_answered(template: str, served: Served, caplog: Any) -> None:
+    tokenizer = load_tokenizer(served.tokenizer.name_or_path)
+    tokenizer.chat_template = template
+    guard = Guard(mirror, replace(served, tokenizer=tokenizer))
+    body = b'{"messages": [{"role": "user", "content": "a"}]}'
+    answer = call(guard, "/v1/chat/completions", body)
+    assert refusal(answer)[:2] == (500, "the server failed at this request; its log says why")
+    assert json.loads(answer[1])["error"]["type"] == "server_error"
+    (record,) = caplog.records
+    assert record.getMessage() == "/v1/chat/completions failed"
+    assert record.exc_info[0] in (ZeroDivisionError, TypeError)
+    assert guard.waiting == 0
+
+
+def test_a_failure_of_transformers_is_answered_and_the_next_request_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = build_app("tiny", load_model(folder), load_tokenizer(str(folder)))
+    body = b'{"prompt": "a", "max_tokens": 1}'
+
+    def ask() -> tuple[int, str]:
+        return call(app, "/v1/completions", body)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("transformers.cli.serving.completion.CompletionHandler.handle_request", None)
+        assert refusal(ask())[:2] == (500, "the server failed at this request; its log says why")
+    assert ask()[0] == 200
+
+
+def test_a_failure_within_an_answer_ends_it(served: Served) -> None:
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call(Guard(breaks, served), "/v1/completions", b'{"prompt": "a"}')
 
 
 def test_a_client_that_leaves_while_it_sends_is_let_go(served: Served) -> None:

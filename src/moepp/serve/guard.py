@@ -1,12 +1,13 @@
 """What stands before transformers' application: which paths exist, how large a body may be, and what it must say.
 
 Everything that a client can get wrong is answered here, as OpenAI answers it: a 4xx status and
-``{"error": {"message", "type", "param", "code"}}``. transformers' application also loads other models, unloads this one
-and reads audio; those paths do not exist here.
+``{"error": {"message", "type", "param", "code"}}``; so is what fails within, with 500. transformers' application also
+loads other models, unloads this one and reads audio; those paths do not exist here.
 """
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Set
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from ..errors import MoEPPError
 from ..model.sampling import shown
 from .requests import NoSuchModel, Served, chat, completion
+
+_log = logging.getLogger("moepp.serve")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -70,12 +73,27 @@ class Guard:
         self.waiting = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        started = failed = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started, failed
+            # Starlette answers a failure in plain text before it raises it; that answer is held back.
+            failed = failed or message.get("status") == 500
+            if not failed:
+                started = True
+                await send(message)
+
         try:
-            await self._http(scope, receive, send)
+            await self._http(scope, receive, watched)
         except Refused as refused:
             await _answer(send, refused)
         except (Disconnected, asyncio.CancelledError):  # cancelled when the server's time to end is over
             pass
+        except Exception:  # of a chat template or transformers, which may be any; uvicorn would answer in plain text
+            if started:
+                raise
+            _log.exception("%s failed", scope["path"])
+            await _answer(send, Refused(500, "the server failed at this request; its log says why"))
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -163,7 +181,8 @@ def _ended(send: Send) -> Send:
 
 
 async def _answer(send: Send, refused: Refused) -> None:
-    error = {"message": str(refused), "type": "invalid_request_error", "param": None, "code": refused.code}
+    kind = "invalid_request_error" if refused.status < 500 else "server_error"
+    error = {"message": str(refused), "type": kind, "param": None, "code": refused.code}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
