@@ -115,6 +115,12 @@ def test_parts_of_a_message_are_one_text(served: Served) -> None:
     assert chat(say(parts), served)["messages"] == [{"role": "user", "content": "def main"}]
 
 
+def test_an_answer_can_be_sent_back_as_it_came(served: Served) -> None:
+    empty = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    answer = {"role": "assistant", "content": "b"}
+    assert chat({"messages": [answer | empty]}, served)["messages"] == [answer]
+
+
 def test_a_chats_room_is_what_its_template_leaves(served: Served) -> None:
     shown = "user: def main\nassistant:"
     used = len(served.tokenizer(shown)["input_ids"])
@@ -135,6 +141,7 @@ def test_another_model_does_not_exist(served: Served) -> None:
             completion(ask(model=model), served)
 
 
+USER = {"role": "user", "content": "a"}
 REFUSED: list[tuple[Any, str]] = [
     ([], r"^the body must be a JSON object, not \[\]$"),
     ({}, r"^prompt=None must be a string; send one request for each prompt$"),
@@ -180,6 +187,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"messages": [{"role": "me", "content": "a"}]}, r"^messages\[0\]\.role='me' must be one of system, "),
     ({"messages": [{"role": "user"}]}, r"^messages\[0\]\.content must be a string or a list of text parts"),
     (say("a", [{"type": "image_url", "image_url": {"url": "x"}}]), r"^messages\[1\]\.content must be a string or a "),
+    (say([{"type": "text", "text": "a", "cache_control": {}}]), r"^messages\[0\]\.content must be a string or a list"),
+    ({"messages": [USER | {"name": "me"}]}, r"^messages\[0\]: field 'name' is not supported, here 'me'; leave it out$"),
+    ({"messages": [USER | {"tool_call_id": "x"}]}, r"^messages\[0\]: field 'tool_call_id' is not supported, here 'x'"),
+    ({"messages": [USER, USER | {"x" * 999: "y" * 999}]}, r"^messages\[1\]: field 'x+… is not supported, here 'y+…; "),
+    ({"messages": [USER | {"tool_calls": [{}]}]}, r"^messages\[0\]\.content must be a string or a list of text parts"),
     (say("\ud800"), r"^the text is no valid Unicode"),
     (say("a" * 300), r"^the prompt has \d+ tokens"),
     (say("a", tools=[{"type": "function"}]), r"^tools=.* is not supported; leave tools out$"),

@@ -177,13 +177,20 @@ def _message(message: Any, where: str) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise ConfigError(f"{where}.role={shown(role)} must be one of {', '.join(ROLES)}")
+    for name, value in message.items():
+        if name not in ("role", "content", "tool_calls") and value:  # clients send back empty fields of answers
+            raise ConfigError(f"{where}: field {shown(name)} is not supported, here {shown(value)}; leave it out")
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        parts = [part.get("text") for part in content if _is_text(part)]
         texts = [part for part in parts if isinstance(part, str)]
         content = " ".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str) or message.get("tool_calls"):
         raise ConfigError(f"{where}.content must be a string or a list of text parts; this model reads nothing else")
     return {"role": role, "content": valid_text(content)}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text"
 
 
 def _check(rule: str, value: Any, name: str) -> None:
