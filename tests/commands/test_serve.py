@@ -27,8 +27,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | None:
     [
         (["--host", "0.0.0.0"], r"--host='0\.0\.0\.0' lets other machines use the model, without password or encrypti"),
         (["--host", "::"], r"--host='::' lets other machines use the model, "),
-        (["--host", "example.org"], r"--host='example\.org' lets other machines use the model, .*; add --public if "),
-        (["--host", "no.such.invalid", "--public"], r"--host='no\.such\.invalid' --port=8000 cannot be had: .*--host"),
+        (["--host", "no.such.invalid"], r"--host='no\.such\.invalid' --port=8000 cannot be had: .*--host"),
+        (["--host", "a" * 64], r"--host='a+' is no name of a host: .*; choose another --host"),
         (["--port", "70000"], r"--port=70000 must be in \[0, 65535\], where 0 takes a free one"),
         (["--drain", "-1"], r"--drain=-1 must be at least 0 seconds"),
         (["--port", "0"], r"model folder '\S+nowhere' does not exist; check the path"),

@@ -5,12 +5,13 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ def server(folder: Path) -> Iterator[Server]:
     """Ended by Ctrl-C while it works on an answer, for which it has no time."""
     server = Server(folder, "--drain", "0")
     yield server
-    with ThreadPoolExecutor(1) as pool:
-        long = {"prompt": PROMPT, "max_tokens": 900}
-        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=long)
-        time.sleep(0.3)  # nothing tells from outside that it has begun
+    long = {"prompt": PROMPT, "max_tokens": 900, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=long) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
         server.process.send_signal(signal.SIGINT)
         err = server.ended()
-        assert answer.result().status_code == 500
+        with pytest.raises(httpx.TransportError):
+            list(lines)
     assert "no chat template" in err
 
 
@@ -203,6 +205,18 @@ def test_a_mistake_is_answered_and_the_server_goes_on(
     assert answer.status_code == status
     assert answer.json()["error"]["message"].startswith(message)
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_connections_without_end_are_refused(server: Server) -> None:
+    """512 that say nothing; when they have gone, clients are answered again."""
+    url = httpx.URL(server.url)
+    with ExitStack() as many:
+        for _ in range(512):
+            many.enter_context(socket.create_connection((url.host, url.port or 0)))
+        assert httpx.get(f"{server.url}/health").status_code == 503
+    while httpx.get(f"{server.url}/health").status_code == 503:  # until the server has noticed
+        pass
+    assert httpx.get(f"{server.url}/health").is_success
 
 
 def test_the_printed_example_and_the_documented_ones_work(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

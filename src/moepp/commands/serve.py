@@ -46,7 +46,7 @@ def run_serve(
         logging.set_verbosity_error()  # transformers' server warns of every request
         if not tokenizer.chat_template:
             console.print("the tokenizer has no chat template; chats get a plain one, 'role: text'", highlight=False)
-        if not is_loopback(host):
+        if not is_loopback(bound.getsockname()[0]):
             console.print(f"[bold yellow]warning:[/] anyone who can reach {host} can use the model, unencrypted")
         served = name or path.resolve().name
         address = f"[{host}]" if ":" in host else host

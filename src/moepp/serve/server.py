@@ -75,13 +75,13 @@ def bind(host: str, port: int, *, public: bool) -> socket.socket:
     """
     if not 0 <= port < 65536:
         raise ConfigError(f"--port={port} must be in [0, 65535], where 0 takes a free one")
-    if not public and not is_loopback(host):
-        raise ConfigError(
-            f"--host={host!r} lets other machines use the model, without password or encryption; "
-            "add --public if that is meant"
-        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not public and not is_loopback(str(address[0])):
+            raise ConfigError(
+                f"--host={host!r} lets other machines use the model, without password or encryption; "
+                "add --public if that is meant"
+            )
         bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,18 +89,17 @@ def bind(host: str, port: int, *, public: bool) -> socket.socket:
         except OSError:
             bound.close()
             raise
+    except UnicodeError as error:
+        raise ConfigError(f"--host={host!r} is no name of a host: {error}; choose another --host") from error
     except OSError as error:
         remedy = "choose another --port" if not isinstance(error, socket.gaierror) else "choose another --host"
         raise ConfigError(f"--host={host!r} --port={port} cannot be had: {error.strerror}; {remedy}") from error
     return bound
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost may be anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address, a numeric one: names lead where the system's resolver says."""
+    return ipaddress.ip_address(address).is_loopback
 
 
 def run(app: Guard, bound: socket.socket, *, drain: int, ready: Callable[[], None]) -> None:
@@ -128,6 +127,9 @@ def run(app: Guard, bound: socket.socket, *, drain: int, ready: Callable[[], Non
         lifespan="off",  # transformers' application would unload the model, with which the process ends anyway
         log_level="warning",
         timeout_graceful_shutdown=drain,
+        # Each connection may send a large body. Twice: when as many wait as may, there is room for those that are told
+        # so, for /health and for idle clients; and it is well under the 1024 open files that systems usually allow.
+        limit_concurrency=2 * app.max_waiting,
         server_header=False,
     )
     # uvicorn raises the signal again when it has ended, for handlers that were there before: they would kill us.
