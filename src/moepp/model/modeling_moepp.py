@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..errors import ConfigError, nearest
+from ..errors import BackendUnavailable, ConfigError, nearest
 from ..layers import (
     FFNExperts,
     MoE,
@@ -156,10 +156,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         Without it that backend keeps a packed copy beside the weights. Saving still works; :meth:`unpack` undoes it.
 
         Raises:
-            BackendUnavailable: they cannot be packed here; says why.
+            BackendUnavailable: they cannot be packed here, and none is; says why.
         """
-        for experts in self._experts():
-            experts.pack_for_inference()
+        try:
+            for experts in self._experts():
+                experts.pack_for_inference()
+        except BackendUnavailable:
+            self.unpack()
+            raise
 
     def unpack(self) -> None:
         """Undoes :meth:`pack_for_inference`."""
