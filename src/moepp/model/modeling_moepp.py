@@ -5,6 +5,7 @@ Routing is returned, never stashed: each layer hands its :class:`moepp.Routing` 
 logits (Eq. 6), and the losses, statistics and studies read the rest from the output.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
 from .released import UNUSED_IN_OURS, check_published
 
+logger = logging.getLogger("moepp.model")
 RoutingEdit = Callable[[Routing], Routing]
 
 
@@ -131,7 +133,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if not kwargs.get("weights_only", True):
             raise ConfigError("weights_only=False would let a checkpoint run code; leave it True")
         check_published(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model, "hf_quantizer", None) and any(type(e.gate_up_proj) is nn.Parameter for e in model._experts()):
+            logger.warning(
+                "quantization_config took linear layers only; the FFN experts, stacked, stay as they are: "
+                "moepp.model.quantize_experts takes those"
+            )
+        return loaded
 
     @property
     def _weight_conversions(self) -> list[Any]:
