@@ -200,6 +200,34 @@ def test_without_a_connection_the_libraries_use_their_caches_alone() -> None:
     assert switches() == before
 
 
+@pytest.mark.parametrize(("name", "asked"), [("stdlib_line", 0), ("local_choice", 1)])
+def test_the_hub_is_asked_for_only_where_a_task_may_need_it(
+    model, tokenizer, tasks, library, monkeypatch, name: str, asked: int
+) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr("moepp.evaluate.offline.reachable", lambda url: urls.append(url))
+    monkeypatch.setattr(RoutedLM, "max_length", 400)
+    assert run(model, tokenizer, tasks, name, limit=1).scores
+    assert len(urls) == asked
+
+
+def test_a_place_that_talks_something_else_than_http_is_not_reachable() -> None:
+    import socket
+    import threading
+
+    def greet(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        connection.recv(4096)
+        connection.sendall(b"220 mail.example ready\r\n")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        assert not reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
 def test_a_place_that_answers_is_reachable() -> None:
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
