@@ -43,6 +43,7 @@ def test_scores_are_printed_and_written(moepp, saved, tasks, tmp_path) -> None:
     (task,) = report["tasks"]
     assert report["skipped"] == []
     assert report["average"] == task["score"]
+    assert report["average_standard_error"] == task["standard_error"]
     assert (task["task"], task["items"], task["shots"], task["chance"]) == ("local_choice", 5, 0, 0.25)
     assert 0 < task["ffn_per_token"] < 2
     assert {"acc,none", "acc_norm,none", "acc_stderr,none"} <= task["metrics"].keys()
@@ -102,7 +103,7 @@ def test_text_is_scored_by_source(moepp, saved, tmp_path) -> None:
         ),
         (["--tasks", "local_choice", "--limit", "0"], "--limit=0 must be at least 1"),
         (["--tasks", "local_choice", "--batch-size", "0"], "--batch-size=0 must be at least 1"),
-        (["--tasks", "stdlib", "--json", "{tmp}/no/such.json"], "there is no folder"),
+        (["--tasks", "stdlib", "--json", "{tmp}/no/such.json"], "cannot be written: No such file"),
         (["--perplexity", "{tmp}/nothing*"], "matches no file"),
         (["--perplexity", "{tmp}", "--dtype", "float31"], "dtype='float31' does not exist"),
     ],

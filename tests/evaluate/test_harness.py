@@ -95,18 +95,12 @@ def test_what_cannot_be_had_is_named_and_skipped(model, tokenizer, tasks) -> Non
 def test_data_that_its_library_cannot_find_or_read_is_skipped(
     model, tokenizer, tasks, monkeypatch, error: Exception
 ) -> None:
-    """They come from inside of the library, whatever their type."""
-    monkeypatch.setattr("datasets.load.load_dataset_builder", Raiser(error))
+    def load_dataset_builder(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load.load_dataset_builder", load_dataset_builder)
     (skipped,) = run(model, tokenizer, tasks, "local_choice").skipped
     assert skipped.reason == str(error)
-
-
-class Raiser:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __call__(self, *_: Any, **__: Any) -> None:
-        raise self.error
 
 
 @pytest.mark.parametrize(
