@@ -206,8 +206,8 @@ def test_a_table_fits_its_width_whatever_the_number_of_tasks(width: int, capsys:
 def test_the_losses_of_text_fit_80_columns_and_names_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    loss = TextLoss(documents=1234, tokens=450_573, bytes=999 * 2**20 + 2**19, nats=2_152_387.0)
-    eval_report.print_text_losses({name: loss for name in ("prose", "code", "tests", "all")}, Console(width=80))
+    loss = TextLoss(documents=12_345, tokens=45_057_312, bytes=999 * 2**20, nats=215_238_700.0)
+    eval_report.print_text_losses(dict.fromkeys(("prose", "code", "tests", "all"), loss), Console(width=80))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert all(len(line) <= 80 for line in lines)
     assert [line.split()[0] for line in lines[2:]] == ["prose", "code", "tests", "all"]
