@@ -57,9 +57,11 @@ def quantized_names(model: torch.nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_attention_is_quantised_and_nothing_else(kind: str, folder: Path) -> None:
+def test_attention_is_quantised_and_nothing_else(kind: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     original = MoEPPForCausalLM.from_pretrained(folder)
+    assert not caplog.records
     model = quantized(folder, kind)
+    assert "the FFN experts, stacked, stay as they are: moepp.model.quantize_experts" in caplog.text
     assert quantized_names(model) == {f"model.layers.*.self_attn.{name}.weight" for name in PROJECTIONS}
     same = dict(original.named_parameters())
     for name, parameter in model.named_parameters():

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from moepp.data import load_tokenizer, train_tokenizer
 from moepp.errors import BackendUnavailable, ConfigError, DataError
-from moepp.model import load_config, load_model
+from moepp.model import MoEPPForCausalLM, load_config, load_model
 
 from .factory import tiny_model, tokens
 
@@ -245,3 +245,14 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(
     with pytest.raises(DataError, match=rf"^tokenizer='\S+copy' cannot be loaded: {reason}; give a folder ") as caught:
         load_tokenizer(str(tmp_path / "copy"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_too_large_for_the_device_is_not_called_damaged(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(MoEPPForCausalLM, "from_pretrained", full)
+    with pytest.raises(
+        DataError, match=r"does not fit into the memory of device='cpu' with dtype='auto'; use bfloat16"
+    ):
+        load_model(saved / "whole", dtype="auto")

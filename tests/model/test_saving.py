@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
+from moepp.errors import BackendUnavailable
 from moepp.model import MoEPPForCausalLM, MoEPPModel
 
 from ..tolerances import assert_close
@@ -155,6 +156,14 @@ def test_legacy_rotary_keys_mean_the_same_as_the_new_one() -> None:
     new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
     legacy = tiny_model(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})
     assert torch.equal(logits(legacy), logits(tiny_model(rope_parameters=new)))
+
+
+def test_a_model_is_packed_whole_or_not_at_all() -> None:
+    model = tiny_model()
+    model.model.layers[-1].mlp.experts.to(torch.float64)  # which cannot be packed
+    with pytest.raises(BackendUnavailable, match="cannot be packed"):
+        model.pack_for_inference()
+    assert all(layer.mlp.experts.packed is None for layer in model.model.layers)
 
 
 def test_a_packed_model_generates_and_saves_the_same(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ def test_model_data_and_training_are_the_runs(card: ModelCard, plain: Path) -> N
     assert f"| versions | moepp {__version__}, torch " in card.text
 
 
-def test_its_three_lines_of_use_run(card: ModelCard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_three_lines_of_use_run_beside_the_folder(
+    card: ModelCard, plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plain.parent)
+    assert str(plain.parent) not in card.text, "a card is for others, who have no such folder"
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     assert len(snippet.strip().splitlines()) == 3
     exec(snippet, {})

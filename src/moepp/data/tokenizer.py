@@ -27,7 +27,7 @@ def load_tokenizer(path_or_name: str, *, vocab_size: int | None = None) -> "PreT
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_name)
+        tokenizer = AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         if first_line(error).startswith("Couldn't instantiate the backend tokenizer"):
             reason = "no tokenizer.json or other tokenizer that transformers knows is there"

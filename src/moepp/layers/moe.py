@@ -148,4 +148,5 @@ def _bare(part: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _skips_other_ids(experts: nn.Module) -> bool:
     """Whether ids outside ``[0, N)`` contribute nothing and cost nothing: in our modules, wrapped or not."""
-    return any(isinstance(part, FFNExperts | QuantizedExperts) for part in experts.modules())
+    ours = FFNExperts | QuantizedExperts
+    return isinstance(experts, ours) or any(isinstance(part, ours) for part in experts.modules())

@@ -54,6 +54,11 @@ def load_model(
             )
     except MoEPPError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise DataError(
+            f"{folder} does not fit into the memory of device={place!r} with dtype={str(dtype)!r}; "
+            "use bfloat16, or another device"
+        ) from error
     except UNREADABLE as error:
         raise DataError(f"{folder} cannot be loaded: {first_line(error)}; save or download it again") from error
     model, report = loaded

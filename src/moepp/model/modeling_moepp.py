@@ -5,6 +5,7 @@ Routing is returned, never stashed: each layer hands its :class:`moepp.Routing` 
 logits (Eq. 6), and the losses, statistics and studies read the rest from the output.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..errors import ConfigError, nearest
+from ..errors import BackendUnavailable, ConfigError, nearest
 from ..layers import (
     FFNExperts,
     MoE,
@@ -35,6 +36,7 @@ from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
 from .released import UNUSED_IN_OURS, check_published
 
+logger = logging.getLogger("moepp.model")
 RoutingEdit = Callable[[Routing], Routing]
 
 
@@ -131,7 +133,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         if not kwargs.get("weights_only", True):
             raise ConfigError("weights_only=False would let a checkpoint run code; leave it True")
         check_published(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model, "hf_quantizer", None) and any(type(e.gate_up_proj) is nn.Parameter for e in model._experts()):
+            logger.warning(
+                "quantization_config took linear layers only; the FFN experts, stacked, stay as they are: "
+                "moepp.model.quantize_experts takes those"
+            )
+        return loaded
 
     @property
     def _weight_conversions(self) -> list[Any]:
@@ -156,10 +165,14 @@ class MoEPPPreTrainedModel(PreTrainedModel):
         Without it that backend keeps a packed copy beside the weights. Saving still works; :meth:`unpack` undoes it.
 
         Raises:
-            BackendUnavailable: they cannot be packed here; says why.
+            BackendUnavailable: they cannot be packed here, and none is; says why.
         """
-        for experts in self._experts():
-            experts.pack_for_inference()
+        try:
+            for experts in self._experts():
+                experts.pack_for_inference()
+        except BackendUnavailable:
+            self.unpack()
+            raise
 
     def unpack(self) -> None:
         """Undoes :meth:`pack_for_inference`."""

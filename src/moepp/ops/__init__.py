@@ -81,7 +81,8 @@ def expert_ffn(
             weights are of a kind that none reads, such as torchao's quantised ones.
     """
     check_backend(backend)
-    if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(gate_up):
+    plain = type(gate_up) is torch.nn.Parameter or torch.compiler.is_compiling()
+    if not plain and is_traceable_wrapper_subclass(gate_up):
         raise BackendUnavailable(
             f"experts' weights of type {type(gate_up).__name__} are read by no kernel here; leave them out of what is "
             "quantised or sharded, and use moepp.model.quantize_experts for 8 or 4 bits"
@@ -122,7 +123,7 @@ def _pick(x: Tensor, gate_up: Tensor, down: Tensor) -> Backend:
     """The first backend that suits these tensors and can run; why an earlier one cannot is said once."""
     passed_over = []
     for backend in _BACKENDS.values():
-        if backend.suits(x, gate_up):
+        if backend.suits(x, gate_up, down):
             if (reason := backend.why_not(x, gate_up, down)) is None:
                 if passed_over:
                     _say_once(f"backend 'auto' runs {backend.name!r}, not {'; not '.join(passed_over)}")

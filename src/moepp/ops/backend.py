@@ -20,8 +20,8 @@ class Backend:
     """``(x, expert, weight, gate_up, down, dense)``; dense is None unless ``takes_dense``."""
     why_not: WhyNot
     """The reason why it cannot run ``(x, gate_up, down)`` here and now; None if it can."""
-    suits: Callable[[Tensor, Tensor], bool] = lambda x, gate_up: True
-    """Whether ``"auto"`` considers it for ``(x, gate_up)``. If it does and it cannot run, auto says so once."""
+    suits: Callable[[Tensor, Tensor, Tensor], bool] = lambda *_: True
+    """Whether ``"auto"`` considers it for ``(x, gate_up, down)``. If it does and it cannot run, auto says so once."""
     takes_dense: bool = False
     """Whether it adds a :class:`DenseTerm` in the pass that combines the experts' outputs."""
     converts_weights: bool = False

@@ -161,7 +161,7 @@ def _pieces(count: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
-def _suits(x: Tensor, _: Tensor) -> bool:
+def _suits(x: Tensor, *_: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

@@ -211,9 +211,9 @@ def _padded(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _suits(x: Tensor, gate_up: Tensor) -> bool:
+def _suits(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
     """Adapters and parallel plans compute or cut out the weights anew at each call; each would be packed for once."""
-    lasting = isinstance(gate_up, torch.nn.Parameter)
+    lasting = isinstance(gate_up, torch.nn.Parameter) and isinstance(down, torch.nn.Parameter)
     return x.device.type == "cpu" and lasting and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

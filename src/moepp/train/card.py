@@ -55,7 +55,7 @@ def write_card(
         f"# {name}",
         f"{_described(recipe, config)}, trained with moepp {__version__}. "
         "The method is [MoE++](https://arxiv.org/abs/2410.07348).",
-        *("## Use", _usage(recipe)),
+        *("## Use", _usage(name)),
         *("## Model", _table(_model(recipe, config))),
         *("## Data", _data(data, recipe.data)),
         *("## Results", _scores(metrics, log)),
@@ -80,8 +80,7 @@ def _activated(config: MoEPPConfig) -> str:
     return f"{large(round(counts.expected_activated_parameters))} at the balance of τ = {config.tau:g}"
 
 
-def _usage(recipe: Recipe) -> str:
-    folder = recipe.output_dir
+def _usage(folder: str) -> str:
     return (
         "```python\n"
         "import moepp.model  # registers the model type\n"
