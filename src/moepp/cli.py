@@ -108,9 +108,19 @@ def evaluate(
     """Score a model on tasks, with lm-evaluation-harness, and on text."""
     from .commands.eval import EvalOptions, run_eval
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    given = (perplexity, limit, json, include_path or [], batch_size, device, dtype, window, stride)
-    run_eval(model, EvalOptions(names, *given))
+    options = EvalOptions(
+        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+        perplexity=perplexity,
+        limit=limit,
+        json=json,
+        include_path=include_path or [],
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        window=window,
+        stride=stride,
+    )
+    run_eval(model, options)
 
 
 @app.command()

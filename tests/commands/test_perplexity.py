@@ -84,7 +84,7 @@ def test_the_report_says_where_and_how_it_was_made(report: dict[str, Any]) -> No
     ("arguments", "message"),
     [
         (["{tmp}/nowhere"], "holds no recipe.yaml; give the output_dir of a finished training run"),
-        (["{run}", "--json", "{tmp}/no/such/out.json"], "there is no folder"),
+        (["{run}", "--json", "{tmp}/no/such/out.json"], "cannot be written: No such file"),
     ],
     ids=["no run", "no folder for the numbers"],
 )

@@ -348,6 +348,25 @@ def test_a_model_of_ours_that_cannot_be_expressed_is_refused(tmp_path: Path) -> 
     assert_refused(tmp_path / "model", tmp_path / "published", ConversionError, message)
 
 
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        ('{"model_type": "MoE++"', "Expecting ',' delimiter"),
+        ("[]", "it is no configuration of a 'MoE\\+\\+' model"),
+        ('{"model_type": "MoE++"}', "config.json lacks vocab_size"),
+        (json.dumps(published_config(num_attention_heads="two")), ".*num_attention_heads"),
+    ],
+)
+def test_a_kept_configuration_that_was_changed_is_refused_before_anything_is_written(
+    kept: str, reason: str, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(converted, tmp_path / "ours")
+    save_file({}, folder / EXTRAS, {"config": kept})
+    monkeypatch.setattr(converter, "appearing", None)
+    message = rf"the config\.json kept in \S+{EXTRAS} is damaged: {reason}.*; convert the published model again"
+    assert_refused(folder, tmp_path / "back", DataError, message)
+
+
 @pytest.mark.parametrize("to", ["moepp", "released"])
 def test_a_model_in_the_format_asked_for_is_refused(to: Format, converted: Path, tmp_path: Path) -> None:
     folder = converted if to == "moepp" else FIXTURE

@@ -1,16 +1,20 @@
 """``moepp eval``: the tables, the JSON, the exit codes, and the harness's own command on the same folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from moepp import cli
+from moepp.commands import eval as eval_command
 from moepp.commands import eval_report
-from moepp.evaluate import Evaluation
+from moepp.data import DataSpec, load_corpus
+from moepp.evaluate import VALIDATION_FRACTION, Evaluation, TextLoss, items_hash
 
 from .test_scores import score
 
@@ -43,6 +47,7 @@ def test_scores_are_printed_and_written(moepp, saved, tasks, tmp_path) -> None:
     (task,) = report["tasks"]
     assert report["skipped"] == []
     assert report["average"] == task["score"]
+    assert report["average_standard_error"] == task["standard_error"]
     assert (task["task"], task["items"], task["shots"], task["chance"]) == ("local_choice", 5, 0, 0.25)
     assert 0 < task["ffn_per_token"] < 2
     assert {"acc,none", "acc_norm,none", "acc_stderr,none"} <= task["metrics"].keys()
@@ -92,6 +97,69 @@ def test_text_is_scored_by_source(moepp, saved, tmp_path) -> None:
         out.unlink()
 
 
+def test_parquet_files_are_read(moepp, saved, tmp_path) -> None:
+    import datasets
+
+    texts = {"text": ["The owl hunts mice.", "The ant."]}
+    datasets.Dataset.from_dict(texts).to_parquet(tmp_path / "texts.parquet")
+    out = tmp_path / "loss.json"
+    outcome = moepp("eval", saved, "--perplexity", tmp_path / "texts.parquet", "--json", out)
+    assert outcome.code == 0, outcome.err
+    (found,) = json.loads(out.read_text(encoding="utf-8"))["perplexity"].values()
+    assert (found["documents"], found["bytes"]) == (2, len("".join(texts["text"])))
+
+
+def test_the_held_out_library_is_scored_by_source_and_as_a_whole(moepp, saved, library, tmp_path) -> None:
+    out = tmp_path / "loss.json"
+    outcome = moepp("eval", saved, "--perplexity", "stdlib", "--json", out)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(out.read_text(encoding="utf-8"))["perplexity"]
+    held_out = {s.name: s.validation for s in load_corpus(DataSpec(validation_fraction=VALIDATION_FRACTION)).sources}
+    assert list(found) == [*held_out, "all"]
+    for name, documents in held_out.items():
+        assert found[name]["bytes"] == len("".join(documents).encode())
+    for quantity in ("documents", "tokens", "bytes", "nats"):
+        assert found["all"][quantity] == pytest.approx(sum(found[name][quantity] for name in held_out))
+
+
+def test_the_library_is_asked_about(moepp, saved, library, tmp_path, monkeypatch) -> None:
+    from moepp.evaluate.language_model import RoutedLM
+
+    monkeypatch.setattr(RoutedLM, "max_length", 400)
+    out = tmp_path / "scores.json"
+    outcome = moepp("eval", saved, "--tasks", "stdlib", "--limit", 2, "--json", out)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert [task["label"] for task in report["tasks"]] == ["summary", "line", "name", "cloze"]
+    assert all(set(task["baselines"]) == {"unigram", "shuffled contexts"} for task in report["tasks"])
+    assert report["items"]["stdlib_line"] == items_hash("line", VALIDATION_FRACTION)
+
+
+@pytest.mark.parametrize(
+    ("data", "fraction"),
+    [
+        (None, VALIDATION_FRACTION),
+        ({"validation_fraction": 0.01}, 0.01),
+        ({"validation_fraction": 0.3}, VALIDATION_FRACTION),
+        ({"validation_fraction": 0.01, "sources": [{"name": "a", "files": ["a.txt"]}]}, VALIDATION_FRACTION),
+    ],
+)
+def test_only_what_the_models_own_run_held_out_is_asked_about(
+    moepp, saved, tmp_path, monkeypatch, data: dict[str, Any] | None, fraction: float
+) -> None:
+    """Without a recipe, or trained on something else, the default share is."""
+    folder = shutil.copytree(saved, tmp_path / "model")
+    if data is not None:
+        recipe = {"output_dir": str(folder), "data": data, "training": {"max_steps": 1}}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        eval_command, "evaluate_tasks", lambda *_, **options: asked.update(options) or Evaluation([], [])
+    )
+    assert moepp("eval", folder, "--tasks", "stdlib").code == 0
+    assert asked["validation_fraction"] == fraction
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,7 +170,7 @@ def test_text_is_scored_by_source(moepp, saved, tmp_path) -> None:
         ),
         (["--tasks", "local_choice", "--limit", "0"], "--limit=0 must be at least 1"),
         (["--tasks", "local_choice", "--batch-size", "0"], "--batch-size=0 must be at least 1"),
-        (["--tasks", "stdlib", "--json", "{tmp}/no/such.json"], "there is no folder"),
+        (["--tasks", "stdlib", "--json", "{tmp}/no/such.json"], "cannot be written: No such file"),
         (["--perplexity", "{tmp}/nothing*"], "matches no file"),
         (["--perplexity", "{tmp}", "--dtype", "float31"], "dtype='float31' does not exist"),
     ],
@@ -133,6 +201,17 @@ def test_a_table_fits_its_width_whatever_the_number_of_tasks(width: int, capsys:
     assert heads == labels
     assert sum(line.split()[0] == "score" for line in lines if line.split()) == {60: 4, 100: 2, 160: 1}[width]
     assert any("20.0*" in line for line in lines), "near chance is marked"
+
+
+def test_the_losses_of_text_fit_80_columns_and_names_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    loss = TextLoss(documents=12_345, tokens=45_057_312, bytes=999 * 2**20, nats=215_238_700.0)
+    eval_report.print_text_losses(dict.fromkeys(("prose", "code", "tests", "all"), loss), Console(width=80))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines[2:]] == ["prose", "code", "tests", "all"]
+    assert all(f"{loss.bits_per_byte:.4f}" in line for line in lines[2:])
 
 
 def test_the_harness_own_command_gives_the_same_numbers(moepp, saved, tasks, tmp_path) -> None:

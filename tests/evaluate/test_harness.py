@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from moepp.errors import BackendUnavailable, ConfigError, DataError
@@ -88,6 +89,39 @@ def test_what_cannot_be_had_is_named_and_skipped(model, tokenizer, tasks) -> Non
     assert (score.label, skipped.label) == ("local_choice", "local_nowhere")
     assert "no-such-owner/no-such-data" in skipped.reason
     assert evaluation.average() == score.score, "what is skipped counts nowhere"
+
+
+@pytest.mark.parametrize("error", [ValueError("Couldn't find cache for x"), RuntimeError("scripts are not supported")])
+def test_data_that_its_library_cannot_find_or_read_is_skipped(
+    model, tokenizer, tasks, monkeypatch, error: Exception
+) -> None:
+    def load_dataset_builder(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load.load_dataset_builder", load_dataset_builder)
+    (skipped,) = run(model, tokenizer, tasks, "local_choice").skipped
+    assert skipped.reason == str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"output_type": "multiple_choise"}, "ValueError: Got invalid output_type 'multiple_choise'"),
+        ({"test_split": "tset"}, "KeyError: 'tset'"),
+        ({"doc_to_txt": "question"}, "TypeError: .*'doc_to_txt'"),
+        ({"doc_to_text": "{{question.a.b}}"}, "UndefinedError: "),
+        ({"metric_list": [{"name": "acc"}]}, "ValueError: 'metric' key not provided"),
+    ],
+)
+def test_a_task_file_that_is_wrong_is_an_error_before_others_are_evaluated(
+    model, tokenizer, tasks, tmp_path, monkeypatch, change: dict[str, Any], reason: str
+) -> None:
+    good = yaml.safe_load((tasks / "local_choice.yaml").read_text(encoding="utf-8"))
+    for name, config in {"good": good, "wrong": good | change}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config | {"task": name}), encoding="utf-8")
+    monkeypatch.setattr(RoutedLM, "__init__", None)
+    with pytest.raises(DataError, match=rf"wrong\.yaml is no task: {reason}.*; mend it$"):
+        run(model, tokenizer, tmp_path, "good", "wrong")
 
 
 def test_without_a_connection_what_is_cached_is_used(tmp_path) -> None:
@@ -198,6 +232,34 @@ def test_without_a_connection_the_libraries_use_their_caches_alone() -> None:
         with hub_only_if_reachable():
             assert switches() == [True, True]
     assert switches() == before
+
+
+@pytest.mark.parametrize(("name", "asked"), [("stdlib_line", 0), ("local_choice", 1)])
+def test_the_hub_is_asked_for_only_where_a_task_may_need_it(
+    model, tokenizer, tasks, library, monkeypatch, name: str, asked: int
+) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr("moepp.evaluate.offline.reachable", lambda url: urls.append(url))
+    monkeypatch.setattr(RoutedLM, "max_length", 400)
+    assert run(model, tokenizer, tasks, name, limit=1).scores
+    assert len(urls) == asked
+
+
+def test_a_place_that_talks_something_else_than_http_is_not_reachable() -> None:
+    import socket
+    import threading
+
+    def greet(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        connection.recv(4096)
+        connection.sendall(b"220 mail.example ready\r\n")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        assert not reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 def test_a_place_that_answers_is_reachable() -> None:

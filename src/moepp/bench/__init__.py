@@ -10,7 +10,7 @@ from .peers import PEERS
 from .plan import Layers, Step, run_step
 from .report import machines, read_results, report
 from .router import measure_router
-from .rows import Results, Row
+from .rows import Results, Row, command, facts
 from .sizes import SIZES, layer_config, model_config
 from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
@@ -32,6 +32,8 @@ __all__ = [
     "Task",
     "Timing",
     "capture_work",
+    "command",
+    "facts",
     "interleave",
     "layer_config",
     "layer_group",

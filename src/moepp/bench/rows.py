@@ -4,6 +4,8 @@ A file is ``{"machine": …, "versions": …, "command": …, "rows": […]}``. 
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +19,7 @@ from ..errors import DataError
 from .method import machine
 
 Pass = Literal["forward", "forward+backward", "decode", "training", "generation"]
-VERSIONS_OF = ("transformers", "triton", "scattermoe", "megablocks", "sonic-moe", "torchao")
+VERSIONS_OF = ("transformers", "lm_eval", "triton", "scattermoe", "megablocks", "sonic-moe", "torchao")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,16 @@ class Results:
             raise DataError(
                 f"{path} holds no benchmark results: {error}; write it with `moepp bench … --json`"
             ) from error
+
+
+def facts() -> dict[str, Any]:
+    """What every file of numbers says of where they come from: ``machine``, ``versions`` and ``command``."""
+    return {"machine": machine(), "versions": versions(), "command": command()}
+
+
+def command() -> str:
+    """The one that is running, as it was typed."""
+    return shlex.join(["moepp", *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

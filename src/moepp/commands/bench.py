@@ -1,8 +1,5 @@
 """``moepp bench experts | layer | router | decode | train``."""
 
-import os
-import shlex
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..bench import PEERS, Case, Layers, Learned, Results, Row, Step, layer_config, run_step
+from ..bench import PEERS, Case, Layers, Learned, Results, Row, Step, command, layer_config, run_step
 from ..errors import BackendUnavailable, ConfigError, nearest
 from ..model import load_config
 from ..ops import BACKENDS, check_backend
 from ..ops.quantized import SCHEMES
 from .bench_tables import print_rows
+from .options import require_writable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENS = {"decode": "1,2,4,8"}
@@ -60,7 +58,6 @@ def run_bench(options: Options) -> None:
     console = Console()
     rows: list[Row] = []
     layers = Layers()
-    command = shlex.join(["moepp", *sys.argv[1:]])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(steps))
@@ -75,7 +72,7 @@ def run_bench(options: Options) -> None:
             print_rows(name, found, console)
             rows += found
             if options.json is not None:
-                Results.here(command, rows).write(options.json)
+                Results.here(command(), rows).write(options.json)
             progress.advance(task)
 
 
@@ -128,21 +125,6 @@ def plan(options: Options) -> list[Step]:
                     Step(case=case, taus=taus, backends=backends, peers=peers, paper=options.paper, learned=learned)
                 )
     return steps
-
-
-def require_writable(option: str, path: Path) -> None:
-    """Finds out before the measuring whether the file can be written.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    existed = path.exists()
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
-    except OSError as error:
-        raise ConfigError(f"{option}={str(path)!r} cannot be written: {error.strerror}; choose another path") from error
-    if not existed:
-        path.unlink()
 
 
 def known(option: str, text: str, names: Collection[str]) -> str:

@@ -1,7 +1,5 @@
 """``moepp bench model``."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..bench import MODELS, SIZES, Job, Results, Route, Row, Task, run_models
+from ..bench import MODELS, SIZES, Job, Results, Route, Row, Task, command, run_models
 from ..errors import ConfigError
-from .bench import known, require_writable
+from .bench import known
 from .bench_tables import duration
+from .options import require_at_least_one, require_writable
 
 DTYPES = ("float32", "bfloat16")
 GENERATION_BATCHES = (1, 8)
@@ -59,14 +58,12 @@ def run_bench_model(options: Options) -> None:
         print_models(title, found, console)
         rows += found
         if options.json is not None:
-            Results.here(shlex.join(["moepp", *sys.argv[1:]]), rows).write(options.json)
+            Results.here(command(), rows).write(options.json)
 
 
 def plan(options: Options) -> list[list[Job]]:
     """The jobs that are compared with each other, group by group."""
-    for name in ("batch", "sequence", "steps", "new_tokens", "rounds"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={getattr(options, name)} must be at least 1")
+    require_at_least_one(options, "batch", "sequence", "steps", "new_tokens", "rounds")
     if options.rounds * options.steps < 2:
         raise ConfigError("--rounds=1 and --steps=1 leave one time, which has no spread; raise one of them")
     routing = cast(Route, known("--routing", options.routing, get_args(Route)))

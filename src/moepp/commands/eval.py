@@ -1,22 +1,17 @@
 """``moepp eval``: a trained model's scores on tasks, and its loss on text."""
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from transformers.utils import logging
 
-from .. import __version__
-from ..bench import machine
+from ..bench import facts
 from ..data import DataSpec, SourceSpec, load_corpus, read_files
 from ..errors import ConfigError, DataError
 from ..evaluate import SEEDS, VALIDATION_FRACTION, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
@@ -24,6 +19,7 @@ from ..model import MoEPPForCausalLM
 from ..train import RECIPE_FILE, load_recipe
 from .eval_report import print_scores, print_skipped, print_text_losses
 from .generate import open_saved
+from .options import require_at_least_one, require_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +29,7 @@ SOME_SKIPPED = 3
 """Exit code when some of the tasks could not be evaluated; when none could, it is an error's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What the command line said."""
 
@@ -61,7 +57,8 @@ def run_eval(path: Path, options: EvalOptions) -> None:
     logging.disable_progress_bar()
     model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
     fraction = _held_out_fraction(path)
-    report = _facts(path, model, options)
+    kind = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+    report = {"model": str(path)} | kind | facts() | {"seed": SEEDS}
     if options.perplexity is not None:
         losses = _text_losses(model, tokenizer, options, fraction, console)
         print_text_losses(losses, console)
@@ -97,13 +94,9 @@ def _check(options: EvalOptions) -> None:
     """Refuses at once what would be found out after minutes."""
     if not options.tasks and options.perplexity is None:
         raise ConfigError("there is nothing to evaluate on; give --tasks or --perplexity, or both")
-    for name in ("limit", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={value} must be at least 1")
-    if options.json is not None and not options.json.parent.is_dir():
-        folder = options.json.parent
-        raise DataError(f"--json={str(options.json)!r} cannot be written: there is no folder {folder}; make it")
+    require_at_least_one(options, "limit", "batch_size")
+    if options.json is not None:
+        require_writable("--json", options.json)
 
 
 def _held_out_fraction(path: Path) -> float:
@@ -150,25 +143,13 @@ def _texts(data: str, fraction: float) -> dict[str, Sequence[str]]:
     return {source.name: list(source.validation) for source in corpus.sources}
 
 
-def _facts(path: Path, model: MoEPPForCausalLM, options: EvalOptions) -> dict[str, Any]:
-    libraries = ("transformers", *(("lm_eval",) if options.tasks else ()))
-    return {
-        "model": str(path),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "machine": machine(),
-        "versions": {"moepp": __version__, "torch": torch.__version__} | {name: version(name) for name in libraries},
-        "command": shlex.join(["moepp", *sys.argv[1:]]),
-        "seed": SEEDS,
-    }
-
-
 def _scores(evaluation: Evaluation, fraction: float) -> dict[str, Any]:
     kinds = {score.task: score.task.removeprefix("stdlib_") for score in evaluation.scores if "stdlib_" in score.task}
     return {
         "tasks": [asdict(score) | {"near_chance": score.near_chance} for score in evaluation.scores],
         "skipped": [asdict(skipped) for skipped in evaluation.skipped],
         "average": evaluation.average(),
+        "average_standard_error": evaluation.average_standard_error(),
         "average_above_chance": evaluation.average_above_chance(),
         "items": {task: items_hash(kind, fraction) for task, kind in kinds.items()},
     }

@@ -15,6 +15,7 @@ from ..format import binary
 
 _NOTE = "* no more than two standard errors above chance; the second average leaves it out"
 _PADDING = 2
+_NAME = 8
 
 
 def print_scores(model: str, evaluation: Evaluation, console: Console) -> None:
@@ -53,9 +54,10 @@ def print_skipped(evaluation: Evaluation, console: Console) -> None:
 
 def print_text_losses(losses: Mapping[str, TextLoss], console: Console) -> None:
     """One row for each source of text."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("text", overflow="fold")
-    for name in ("documents", "bytes", "tokens", "nats/token", "perplexity", "bits/byte"):
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    widest = max(map(cell_len, losses), default=0)
+    table.add_column("text", overflow="fold", min_width=min(widest, _NAME))  # only a long pattern is broken
+    for name in ("docs", "bytes", "tokens", "nats/token", "perplexity", "bits/byte"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, loss in losses.items():
         numbers = (f"{loss.loss:.4f}", f"{loss.perplexity:.2f}", f"{loss.bits_per_byte:.4f}")

@@ -2,11 +2,8 @@
 
 import json
 import math
-import shlex
 import statistics
-import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,8 +12,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers.utils import logging
 
-from .. import __version__
-from ..bench import machine
+from ..bench import facts
 from ..errors import DataError
 from ..evaluate import token_losses
 from ..format import binary
@@ -24,6 +20,7 @@ from ..layers import MoE
 from ..model import MoEPPForCausalLM, load_model, model_folder, quantize_experts
 from ..ops.quantized import SCHEMES
 from ..train import RECIPE_FILE, Prepared, load_recipe, prepare
+from .options import require_writable
 
 FULL = "full"
 BATCH = 8
@@ -53,13 +50,14 @@ def run_perplexity(run: Path, out: Path | None) -> None:
     """Prints a table of loss and perplexity, and writes it as JSON to ``out``.
 
     Raises:
-        DataError: ``run`` is not a finished training run with held-out text, or ``out`` cannot be written.
+        DataError: ``run`` is not a finished training run with held-out text.
+        ConfigError: ``out`` cannot be written.
     """
     if not (run / RECIPE_FILE).is_file():
         raise DataError(f"{run} holds no {RECIPE_FILE}; give the output_dir of a finished training run")
     model_folder(run)
-    if out is not None and not out.parent.is_dir():  # said before the minutes that evaluating takes
-        raise DataError(f"--json={str(out)!r} cannot be written: there is no folder {out.parent}; make it")
+    if out is not None:
+        require_writable("--json", out)
     console = Console()
     recipe = load_recipe(run / RECIPE_FILE)
     prepared = prepare(recipe, console, saved_tokenizer=run)
@@ -70,16 +68,13 @@ def run_perplexity(run: Path, out: Path | None) -> None:
         rows = measure(run, prepared)
     console.print(_table(rows))
     if out is not None:
-        facts = {
-            "machine": machine(),
-            "versions": {"moepp": __version__, "torch": torch.__version__, "transformers": version("transformers")},
-            "command": shlex.join(["moepp", *sys.argv[1:]]),
+        report = facts() | {
             "seed": recipe.seed,
             "corpus_hash": prepared.data.corpus_hash,
             "tokens": sum(data.blocks.size for data in prepared.data.validation.values()),
             "rows": [asdict(row) for row in rows],
         }
-        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(run: Path, prepared: Prepared) -> list[Measured]:

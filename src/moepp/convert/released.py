@@ -5,8 +5,8 @@ with a row of a stacked one; sizes are known from the shards' headers before a b
 is mapped, its tensors are written to their places, and it is let go. Bytes are copied as they are.
 
 What has no place in ours (layer 0's unused ``gate_map``, the published ``config.json``) goes to :data:`EXTRAS`, and
-comes back from there. Both formats are written as safetensors: the published model's loader reads them too, and
-nobody needs another pickle.
+comes back from there. Both formats are written as safetensors: the loader of transformers 4.40, which the published
+model was written for, reads them too, and nobody needs another pickle.
 """
 
 import json

@@ -1,5 +1,6 @@
 """The model to convert: opened and compared with its configuration, no weights read yet."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers.utils import CONFIG_NAME
 
-from ..errors import ConversionError
+from ..errors import ConversionError, DataError, first_line
 from ..model import MoEPPConfig, load_config, released, released_config, shards
 from ..model.released import Place
 
@@ -83,7 +84,7 @@ def open_source(folder: Path, to: Format | None) -> Source:
     if form == "moepp" and extras.is_file():
         files.append(extras)
     tensors, file_of = _headers(files)
-    published_config = file.read_text(encoding="utf-8") if form == "released" else _kept_config(extras)
+    published_config = file.read_text(encoding="utf-8") if form == "released" else _kept_config(extras, config)
     moves = [_move(place, form) for place in released.places(config)]
     source = Source(folder, form, config, moves, tensors, file_of, published_config)
     _require_match(source)
@@ -131,8 +132,21 @@ def _require_match(source: Source) -> None:
         )
 
 
-def _kept_config(extras: Path) -> str | None:
+def _kept_config(extras: Path, config: MoEPPConfig) -> str | None:
+    """The published configuration that was kept, once it is known that the model can be written with it."""
     if not extras.is_file():
         return None
     with safe_open(extras, framework="pt") as file:
-        return (file.metadata() or {}).get(CONFIG_METADATA)
+        text = (file.metadata() or {}).get(CONFIG_METADATA)
+    if not text:
+        return None
+    try:
+        kept = json.loads(text)
+        if not released_config.is_published(kept):
+            raise ConversionError(f"it is no configuration of a {released_config.MODEL_TYPE!r} model")
+        released_config.to_published(config, kept)
+    except ValueError as error:
+        raise DataError(
+            f"the config.json kept in {extras} is damaged: {first_line(error)}; convert the published model again"
+        ) from error
+    return text

@@ -11,12 +11,14 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from ..errors import BackendUnavailable, ConfigError, DataError, first_line, nearest
 from ..model import MoEPPForCausalLM
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 TASKS = Path(__file__).parent / "tasks"
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """The harness's own."""
+WRONG = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, TemplateError)
+"""What comes of a task's file that the harness can do nothing with."""
 BOOTSTRAP = 1000  # samples for the standard error of a perplexity; accuracies have a formula
 
 
@@ -60,31 +64,29 @@ def evaluate_tasks(
     Raises:
         BackendUnavailable: lm-eval is not installed.
         ConfigError: there is no such task; the nearest is named.
-        DataError: a folder of ``include_path`` does not exist.
+        DataError: a folder of ``include_path`` does not exist, or a task's file is wrong.
     """
     require_harness()
-    from datasets.exceptions import DatasetsError
-
     from .language_model import RoutedLM, ShuffledLM, UnigramLM
 
-    # What data that cannot be had looks like, across data sets, their formats and what reads them.
-    missing = (OSError, ValueError, RuntimeError, ImportError, DatasetsError)
     manager = task_manager(names, include_path, validation_fraction, announce)
     units = list(dict.fromkeys(unit for name in names for unit in members(manager, name)))
     baselines: dict[str, RoutedLM] = {}
     scores: list[Score] = []
     skipped: list[Skipped] = []
-    with _quiet_harness(), hub_only_if_reachable():
-        lm = RoutedLM(model, tokenizer, batch_size=batch_size)
-        for number, name in enumerate(units, start=1):
-            label = _label(manager, name)
-            announce(f"{label}, {number} of {len(units)}")
+    all_ours = all(_is_stdlib(manager, name) for name in units)
+    with _quiet_harness(), nullcontext() if all_ours else hub_only_if_reachable():
+        announce("reading the tasks' data")
+        loaded: dict[str, Any] = {}
+        for name in units:  # all of them first: a task that cannot work is said before the hours that others take
             try:
-                loaded = manager.load([name])
-            except missing as error:
-                skipped.append(Skipped(name, label, first_line(error)))
-                continue
-            for row in _rows(name, loaded):
+                loaded[name] = _load(manager, name)
+            except _Missing as missing:
+                skipped.append(Skipped(name, _label(manager, name), str(missing)))
+        lm = RoutedLM(model, tokenizer, batch_size=batch_size)
+        for number, name in enumerate(list(loaded), start=1):
+            announce(f"{_label(manager, name)}, {number} of {len(units) - len(skipped)}")
+            for row in _rows(name, loaded.pop(name)):
                 try:
                     score = _score(lm, manager, row, limit)
                     if _metadata(row).get("baselines"):
@@ -160,6 +162,38 @@ def _is_complete(manager: "TaskManager", name: str) -> bool:
         return entry is not None
     members = (member if isinstance(member, str) else member.get("task", member.get("group")) for member in inner)
     return all(isinstance(member, str) and _is_complete(manager, member) for member in members)
+
+
+def _is_stdlib(manager: "TaskManager", name: str) -> bool:
+    """Whether the task is one of ours, whose data is made here."""
+    file = manager.task_index[name].yaml_path
+    return file is not None and TASKS / "stdlib" in file.parents
+
+
+class _Missing(Exception):
+    """A task's data cannot be had."""
+
+
+def _load(manager: "TaskManager", name: str) -> Any:
+    """A task with its data.
+
+    Raises:
+        _Missing: its data, or a library that it needs, cannot be had.
+        DataError: its file is wrong.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return manager.load([name])
+    except (OSError, ImportError, DatasetsError, DataError) as error:
+        raise _Missing(first_line(error)) from error
+    except WRONG as error:
+        # These two are also how the data sets' library says that it has no data, or can no longer read it.
+        modules = {frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)}
+        if isinstance(error, ValueError | RuntimeError) and "datasets" in modules:
+            raise _Missing(first_line(error)) from error
+        file = manager.task_index[name].yaml_path
+        raise DataError(f"{file} is no task: {type(error).__name__}: {first_line(error)}; mend it") from error
 
 
 def _rows(name: str, loaded: Any) -> list["Task | Group"]:

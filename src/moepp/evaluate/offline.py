@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -43,6 +44,6 @@ def reachable(url: str) -> bool:
         return True
     except URLError as error:
         return isinstance(error.reason, ssl.SSLError)
-    except OSError:
+    except (OSError, HTTPException):
         return False
     return True
