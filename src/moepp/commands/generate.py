@@ -14,6 +14,7 @@ from ..data import load_tokenizer
 from ..errors import ConfigError
 from ..model import MoEPPForCausalLM, load_model
 from ..model.sampling import CHAT_TEMPLATE, ONLY_SAMPLING, check_sampling, encode_prompt, new_tokens
+from .options import option_name
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -45,7 +46,7 @@ def run_generate(
         DataError: the folder holds no model, or the prompt is longer than the model's context.
     """
     given = sampling.given()
-    check_sampling(given, _option)
+    check_sampling(given, option_name)
     if (prompt is None) != stdin:
         raise ConfigError("give a PROMPT, or --stdin to read one from standard input, and not both")
     logging.disable_progress_bar()
@@ -53,7 +54,7 @@ def run_generate(
     samples = given.get("do_sample", bool(model.generation_config.do_sample))
     for name in ONLY_SAMPLING:
         if name in given and not samples:
-            raise ConfigError(f"{_option(name)}={given[name]} has no effect without --do-sample; add it")
+            raise ConfigError(f"{option_name(name)}={given[name]} has no effect without --do-sample; add it")
     text = _read_stdin() if prompt is None else prompt
     if chat:
         text = tokenizer.apply_chat_template(
@@ -65,7 +66,7 @@ def run_generate(
     ids = encode_prompt(tokenizer, str(text))
     given["max_new_tokens"] = new_tokens(
         *(len(ids), model.config.max_position_embeddings, sampling.max_new_tokens),
-        name=_option("max_new_tokens"),
+        name=option_name("max_new_tokens"),
         default=DEFAULT_NEW_TOKENS,
     )
     stream(model, tokenizer, ids, given)
@@ -107,7 +108,3 @@ def _read_stdin() -> str:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--stdin: the text is not UTF-8 at byte {error.start}; convert it") from error
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
