@@ -122,7 +122,7 @@ def _conclusion(comparison: Comparison) -> list[str]:
         f"{synthetic.speedup:.2f}× at exactly tau's share (bound {synthetic.bound:.2f}×).",
         f"{reached:.0%} of its choices are FFN experts; tau aims at {aimed:.0%}. Compare losses with that in mind: "
         "a model that computes more also learns more.",
-        "What this does not show: one seed, small models and a short run. A loss difference of a few hundredths can be "
+        "What this does not show: one seed, small models and a short run. A loss difference of a tenth can be "
         "chance, and nothing here says what happens at the paper's scale.",
     ]
 
