@@ -1,12 +1,12 @@
 """A folder that appears when it is complete: written beside its place, then renamed."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DataError, first_line
+from ..files import sync
 from ..format import binary
 
 
@@ -35,9 +35,9 @@ def appearing(destination: Path, size: int) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         for file in (*aside.iterdir(), aside):
-            _sync(file)
+            sync(file)
         aside.replace(destination)
-        _sync(destination.parent)
+        sync(destination.parent)
     except OSError as error:
         raise DataError(
             f"{destination} could not be written ({first_line(error)}) and does not exist; make room, or convert to "
@@ -55,11 +55,3 @@ def require_free(destination: Path) -> None:
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise DataError(f"{destination} exists and is not an empty folder; give a new one")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

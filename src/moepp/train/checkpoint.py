@@ -6,7 +6,6 @@ removed by the next run.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..files import sync
 
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
@@ -77,16 +77,16 @@ def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
     files = {}
     for path in sorted(p for p in written.rglob("*") if p.is_file()):
         files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        _sync(path)
+        sync(path)
     manifest = written / _MANIFEST
     manifest.write_text(json.dumps({"identity": dict(identity), "files": files}, indent=1), encoding="utf-8")
-    _sync(manifest)
-    _sync(written)
+    sync(manifest)
+    sync(written)
     target = run / written.name
     if target.exists():  # an earlier, damaged one of the same step; out of the way in one rename, too
         target.rename(staging(run) / f"replaced-{written.name}")
     written.rename(target)
-    _sync(run)
+    sync(run)
     clear_staging(run)
     return target
 
@@ -172,11 +172,3 @@ def _damage(checkpoint: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
