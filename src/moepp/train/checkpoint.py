@@ -6,8 +6,9 @@ removed by the next run.
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..files import sync
+from .ranks import Ranks
 
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 def staging(run: Path) -> Path:
@@ -55,10 +58,12 @@ def writing(run: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # for a full disk torch, safetensors and tokenizers each raise something of their own
         clear_staging(run)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}"
-        ) from error
+        raise not_written(what, run, (str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def not_written(what: str, run: Path, reason: str) -> DataError:
+    """The error for a write that failed."""
+    return DataError(f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}")
 
 
 def way_on(run: Path) -> str:
@@ -67,19 +72,25 @@ def way_on(run: Path) -> str:
     return f"--resume goes on from {saved[-1]}" if saved else "no checkpoint had been written"
 
 
-def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
-    """Seals a checkpoint that was written under :func:`staging` and moves it to its place in one rename.
+def seal(written: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Brings files of a checkpoint to the disk; returns what its manifest says of each, by its name in the checkpoint."""
+    said = {}
+    for path in files:
+        said[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        sync(path)
+    return said
+
+
+def publish(written: Path, run: Path, identity: Mapping[str, Any], files: Mapping[str, Any]) -> Path:
+    """Moves a checkpoint that was written under :func:`staging` to its place in one rename.
 
     Args:
         written: the checkpoint's folder.
         identity: what a resuming run must have in common with this one.
+        files: what :func:`seal` said of all of its files.
     """
-    files = {}
-    for path in sorted(p for p in written.rglob("*") if p.is_file()):
-        files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        sync(path)
     manifest = written / _MANIFEST
-    manifest.write_text(json.dumps({"identity": dict(identity), "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({"identity": dict(identity), "files": dict(files)}, indent=1), encoding="utf-8")
     sync(manifest)
     sync(written)
     target = run / written.name
@@ -93,7 +104,7 @@ def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the oldest first."""
-    found = [p for p in run.glob(f"{_PREFIX}*") if p.is_dir() and p.name.removeprefix(_PREFIX).isdigit()]
+    found = [p for p in run.glob(f"{_PREFIX}*") if p.is_dir() and _NAME.fullmatch(p.name)]
     return sorted(found, key=step_of)
 
 
@@ -120,17 +131,23 @@ def rotate(run: Path, keep: int | None) -> None:
     clear_staging(run)
 
 
-def verify(checkpoint: Path) -> None:
-    """Reads a checkpoint's every byte.
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is, or was, a checkpoint rather than a saved model."""
+    return (folder / _MANIFEST).is_file() or bool(_NAME.fullmatch(folder.resolve().name))
+
+
+def verify(checkpoint: Path, ranks: Ranks | None = None) -> None:
+    """Reads a checkpoint's every byte; each of the ranks, which all must call this, a share of the files.
 
     Raises:
         DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
     """
-    reason = _damage(checkpoint)
+    ranks = ranks or Ranks()
+    reason = _damage(checkpoint, ranks)
     if reason is None:
         return
     earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
-    whole = [other for other in earlier if _damage(other) is None]
+    whole = [other for other in earlier if _damage(other, ranks) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
     raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
 
@@ -151,10 +168,15 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _damage(checkpoint: Path, ranks: Ranks) -> str | None:
+    found = ranks.gather(_damage_in_share(checkpoint, ranks))
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _damage_in_share(checkpoint: Path, ranks: Ranks) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
+        for name, expected in list(manifest["files"].items())[ranks.rank :: ranks.size]:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"

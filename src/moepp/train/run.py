@@ -165,6 +165,7 @@ def _run(
         data = {"corpus_hash": prepared.data.corpus_hash, "hash": prepared.data.hash, "sources": prepared.data.rows}
         (aside / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
         prepared.tokenizer.save_pretrained(aside)
+        carried = sorted(path.name for path in aside.iterdir())
     transformers_logging.disable_progress_bar()
 
     set_seed(recipe.seed)
@@ -183,6 +184,7 @@ def _run(
         processing_class=prepared.tokenizer,
         optimization=recipe.optimization,
         identity=identity,
+        carried=carried,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -284,6 +286,7 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
             prediction_loss_only=True,
+            save_only_model=True,  # Trainer's own checkpoints; ours have all that a resume needs
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from ..data import StreamingData
 
-_FILE = "stream.json"
+STREAM_FILE = "stream.json"
 
 
 class CountedStream(IterableDataset[dict[str, Tensor]]):
@@ -28,7 +29,7 @@ class CountedStream(IterableDataset[dict[str, Tensor]]):
         self.stream = stream
         self.blanks = 0
         if checkpoint is not None:
-            state = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
+            state = json.loads((checkpoint / STREAM_FILE).read_text(encoding="utf-8"))
             stream.load_state_dict(state)
             self.blanks = state["consumed"]
 
@@ -40,6 +41,6 @@ class CountedStream(IterableDataset[dict[str, Tensor]]):
         yield from repeat({"input_ids": blank, "labels": blank}, self.blanks)
         yield from self.stream
 
-    def save(self, samples: int, folder: Path) -> None:
-        """Writes the place after the run's first ``samples`` samples into a checkpoint."""
-        (folder / _FILE).write_text(json.dumps(self.stream.state_dict(samples)), encoding="utf-8")
+    def state(self, samples: int) -> dict[str, Any]:
+        """The place after the run's first ``samples`` samples, for a checkpoint."""
+        return self.stream.state_dict(samples)

@@ -1,0 +1,152 @@
+"""A run's tensors in torch.distributed.checkpoint: model and optimizer, saved by any number of processes, loaded by any.
+
+Each process writes the shards it holds, and reads the parts of saved shards that make up its own. Only tensors are in
+there: what else the optimizer has is the recipe's. A single process is one process of a job.
+"""
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from ..errors import DataError
+from .ranks import Ranks
+
+METADATA = ".metadata"
+_MODEL, _OPTIMIZER = "model", "optimizer"
+# Names instead of positions in groups: with other sharding, the groups may be others.
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_TENSORS = "state."
+# It says so at every save and load of a single process, which is what we mean.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The tensors to save, of this process: they are the model's and the optimizer's own, not copies."""
+    _, moments = _optimizer_state(model, optimizer)
+    return {_MODEL: _contiguous(get_model_state_dict(model)), _OPTIMIZER: _contiguous(moments)}
+
+
+def write(state: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+    """Writes what :func:`state_of` gave, or a copy of it: each process a file, and rank 0 the index of all.
+
+    Raises:
+        CheckpointException: on all ranks, with what went wrong on some.
+    """
+    writer = dcp.FileSystemWriter(folder)
+    dcp.save(state, storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
+
+
+def files_of(folder: Path, rank: int) -> list[Path]:
+    """The files that a rank wrote."""
+    return sorted(folder.glob(f"__{rank}_*.distcp"))
+
+
+def load_model(model: nn.Module, folder: Path) -> None:
+    """Sets a model's weights, wherever its shards lie."""
+    own = get_model_state_dict(model)
+    state = {_MODEL: _contiguous(own)}
+    _read(state, folder)
+    set_model_state_dict(model, _as_sharded(state[_MODEL], own))
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Sets the optimizer's moments and step counts; its rates and betas stay as they are."""
+    settings, own = _optimizer_state(model, optimizer)
+    state = {_OPTIMIZER: _contiguous(own)}
+    _read(state, folder)
+    set_optimizer_state_dict(model, optimizer, settings | _as_sharded(state[_OPTIMIZER], own), options=_FLAT)
+
+
+def weights(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """The model's saved tensors by name: their sizes and dtypes, from the index alone."""
+    saved = _Reader(folder).read_metadata().state_dict_metadata
+    start = f"{_MODEL}."
+    return {
+        name.removeprefix(start): cast(TensorStorageMetadata, kind)
+        for name, kind in saved.items()
+        if name.startswith(start)
+    }
+
+
+def read_weights(folder: Path, shares: Sequence[Sequence[str]]) -> Iterator[dict[str, Tensor]]:
+    """The model's tensors whole, so many at a time as asked for, in this process alone."""
+    kinds = weights(folder)
+    for names in shares:
+        state = {_MODEL: {name: torch.empty(kinds[name].size, dtype=kinds[name].properties.dtype) for name in names}}
+        dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+        yield state[_MODEL]
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    moments = {name: value for name, value in state.items() if name.startswith(_TENSORS)}
+    return {name: value for name, value in state.items() if name not in moments}, moments
+
+
+def _read(state: dict[str, Any], folder: Path) -> None:
+    dcp.load(state, storage_reader=_Reader(folder))
+
+
+def _contiguous(state: Mapping[str, Any]) -> dict[str, Any]:
+    """FSDP over expert parallelism gives shards of several pieces, which the format has no words for."""
+    return _redistributed(state, None)
+
+
+def _as_sharded(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    return _redistributed(state, like)
+
+
+def _redistributed(state: Mapping[str, Any], like: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return dict(state)
+    from transformers.distributed.checkpoint import _redistribute_state_dict
+
+    return _redistribute_state_dict(dict(state), None if like is None else dict(like))
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's, except that the index, which is a pickle, may hold descriptions of tensors and nothing that runs."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / METADATA).open("rb") as file:
+            return _Index(file).load()
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _INDEX.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise DataError(
+            f"the {METADATA} of a checkpoint asks to run {module}.{name}, which it has no need for; nothing was run, "
+            "and it is refused"
+        )
+
+
+_INDEX = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata"),
+        *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("PosixPath", "WindowsPath"),
+}
+"""Modules and the names in them that describe tensors and where they lie."""
