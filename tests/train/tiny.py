@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moepp.train import TrainResult, load_recipe, train
+from moepp.train import TrainResult, checkpoint, dcp, load_recipe, train
 from moepp.train.callbacks import METRICS_FILE, Interrupts
 from moepp.train.run import Prepared, prepare
 
@@ -125,6 +125,10 @@ def curve(run: Path) -> list[tuple[float, ...]]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
+    """Of a saved model or of a checkpoint."""
+    if checkpoint.is_checkpoint(folder):
+        (tensors,) = dcp.read_weights(folder, [list(dcp.weights(folder))])
+        return tensors
     return load_file(folder / "model.safetensors")
 
 

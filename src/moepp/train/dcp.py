@@ -47,8 +47,7 @@ def write(state: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     Raises:
         CheckpointException: on all ranks, with what went wrong on some.
     """
-    writer = dcp.FileSystemWriter(folder)
-    dcp.save(state, storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
+    dcp.save(state, storage_writer=_Writer(folder), process_group=ranks.group, no_dist=ranks.size == 1)
 
 
 def files_of(folder: Path, rank: int) -> list[Path]:
@@ -120,6 +119,19 @@ def _redistributed(state: Mapping[str, Any], like: Mapping[str, Any] | None) -> 
     return _redistribute_state_dict(dict(state), None if like is None else dict(like))
 
 
+class _Writer(dcp.FileSystemWriter):
+    """torch's, which hides what the system said of a failed write behind words of its own."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from error
+
+
 class _Reader(dcp.FileSystemReader):
     """torch's, except that the index, which is a pickle, may hold descriptions of tensors and nothing that runs."""
 
@@ -130,7 +142,9 @@ class _Reader(dcp.FileSystemReader):
 
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _INDEX.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if name in _INDEX.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise DataError(
             f"the {METADATA} of a checkpoint asks to run {module}.{name}, which it has no need for; nothing was run, "
