@@ -29,9 +29,9 @@ from ..layers import (
     Routing,
     RoutingStats,
     ZeroComputationExperts,
-    balance_loss_of,
 )
 from ..ops import BACKENDS
+from .balance import GlobalCounts, balance_losses
 from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
 from .released import UNUSED_IN_OURS, check_published
@@ -347,9 +347,13 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_routing: bool = False,
         logits_to_keep: int | Tensor = 0,
+        global_counts: GlobalCounts | None = None,
         **kwargs: Any,
     ) -> MoEPPCausalLMOutput:
         """Next-token logits, and with ``labels`` the loss of Eq. 9.
+
+        ``global_counts``, with ``balance_scope="global"``, remembers the choices of a step's other micro-batches;
+        without it f of Eq. 7 is taken over the processes' running ones.
 
         ``num_items_in_batch``, the number of labels in the whole accumulated batch, makes the loss this forward pass's
         share of it: both of its terms are weighted by the share of the labels that are here, so that summing over
@@ -372,10 +376,10 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
-            moe = self.config.moe
             stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
-            # Layers may lie on several devices.
-            layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
+            layer_balance = balance_losses(
+                stats, self.config, device=logits.device, training=self.training, global_counts=global_counts
+            )
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
                 shifted = kwargs.get("shift_labels")
