@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from types import TracebackType
 from typing import Any
 
 _PRELOAD = ["torch", "transformers", "moepp.model", "moepp.train.trainer", "tests.distributed.preload"]
@@ -71,16 +72,27 @@ def _work(
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    try:
+    with _Reporting(send):
         if init:
-            dist.init_process_group(
-                "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-            )
-        result = function(*args)
-    except BaseException:
-        send.send((False, traceback.format_exc()))
-        raise SystemExit(1) from None
-    send.send((True, result))
+            method = f"file://{store}"
+            dist.init_process_group("gloo", method, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        send.send((True, function(*args)))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+class _Reporting:
+    """Sends the traceback of whatever the block raises."""
+
+    def __init__(self, send: Connection) -> None:
+        self.send = send
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.send.send((False, "".join(traceback.format_exception(kind, error, trace))))

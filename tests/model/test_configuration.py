@@ -69,7 +69,7 @@ UNUSUAL = {
             ({"router_aux_loss_coef": value}, r"^model\.router_aux_loss_coef=\S+ must be a number >= 0$")
             for value in (-0.01, float("nan"), "0.01", None)
         ],
-        ({"balance_scope": "global"}, r"^model\.balance_scope='global' is not supported; use 'micro'$"),
+        ({"balance_scope": "globe"}, r"^model\.balance_scope='globe' does not exist; did you mean 'global'\?"),
         # What one layer refuses, the model refuses in the layer's words.
         ({"intermediate_size": 0}, r"^moe\.intermediate_size=0 must be an integer >= 1$"),
         ({"tau": 0}, r"^moe\.tau=0 must be a number > 0; the paper uses 0\.1 to 1\.0$"),

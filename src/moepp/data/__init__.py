@@ -6,6 +6,7 @@ Importing this loads torch and numpy; ``transformers``, ``tokenizers`` and ``dat
 from .build import Data, build_data
 from .files import read_files
 from .hashing import digest, unit_hash
+from .loader import train_loader
 from .packing import Progress, TrainingData, ValidationData, encode
 from .python_library import Function, load_held_out_functions, load_python_library
 from .sources import Corpus, Source, load_corpus, sample_documents, utf8_length
@@ -35,6 +36,7 @@ __all__ = [
     "read_files",
     "sample_documents",
     "tokenizer_hash",
+    "train_loader",
     "train_tokenizer",
     "unit_hash",
     "utf8_length",

@@ -25,10 +25,15 @@ def balance_loss(routing: Routing, config: MoEConfig, *, mask: Bool[Tensor, "T"]
     return balance_loss_of(RoutingStats.of(routing, mask=mask), config)
 
 
-def balance_loss_of(stats: RoutingStats, config: MoEConfig) -> Float[Tensor, ""]:
-    """Eq. 7 from counts that the caller has already, see :func:`balance_loss`."""
-    tokens = stats.tokens.clamp_min(1)
-    product = (stats.assigned.to(stats.prob_sum) / tokens) * (stats.prob_sum / tokens)
+def balance_loss_of(stats: RoutingStats, config: MoEConfig, *, chosen: RoutingStats | None = None) -> Float[Tensor, ""]:
+    """Eq. 7 from counts that the caller has already, see :func:`balance_loss`.
+
+    Args:
+        chosen: counts over more tokens, to take f from; P is always the mean over those of ``stats``.
+    """
+    chosen = stats if chosen is None else chosen
+    f = chosen.assigned.to(stats.prob_sum) / chosen.tokens.clamp_min(1)
+    product = f * (stats.prob_sum / stats.tokens.clamp_min(1))
     ffn = config.layout().ffn
     return product[:ffn].sum() + config.tau * product[ffn:].sum()
 

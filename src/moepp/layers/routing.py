@@ -126,8 +126,9 @@ class Router(nn.Module):
         if self.hidden is not None:
             logits = F.linear(projected.tanh(), self.weight.to(projected))
         if self.residual is not None and previous is not None:
-            logits = logits + self.residual(previous.to(logits))
-        return logits
+            return logits + self.residual(previous.to(logits))
+        # A copy where W_c's product lies beside it: FSDP2 hooks into what a layer returns, and warns of views.
+        return logits.contiguous()
 
     def _fused(self, logits: Tensor, selection_bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         config = self.config

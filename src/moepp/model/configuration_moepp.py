@@ -3,14 +3,15 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
 
 from ..config import Combine, DropPolicy, Gate, MoEConfig, is_int, is_number
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from . import released_config, remote_code
 
+BalanceScope = Literal["micro", "global"]
 MOE_FIELDS = tuple(field.name for field in dataclasses.fields(MoEConfig))
 
 
@@ -19,7 +20,8 @@ class MoEPPConfig(PreTrainedConfig):
 
     The fields from ``num_ffn_experts`` to ``residual_init_std`` are :class:`moepp.MoEConfig`'s,
     ``router_aux_loss_coef`` is beta of Eq. 9, and ``balance_scope`` says over which tokens Eq. 7 takes f:
-    ``"micro"``, those of one forward pass.
+    ``"micro"``, those of one forward pass, or ``"global"``, those of all processes and accumulation steps, see
+    :class:`moepp.model.balance.GlobalCounts`.
     """
 
     model_type = "moepp"
@@ -40,6 +42,16 @@ class MoEPPConfig(PreTrainedConfig):
         "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
+    }
+    base_model_ep_plan = {  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+    base_model_fsdp_plan = {  # noqa: RUF012
+        "embed_tokens": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
     }
 
     vocab_size: int = 32000
@@ -79,7 +91,7 @@ class MoEPPConfig(PreTrainedConfig):
     constant_init_std: float = 0.02
     residual_init_std: float = 0.0
     router_aux_loss_coef: float = 0.01
-    balance_scope: Literal["micro"] = "micro"
+    balance_scope: BalanceScope = "micro"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._require_counts("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -107,8 +119,10 @@ class MoEPPConfig(PreTrainedConfig):
             )
         if not is_number(self.router_aux_loss_coef) or self.router_aux_loss_coef < 0:
             raise ConfigError(f"model.router_aux_loss_coef={self.router_aux_loss_coef!r} must be a number >= 0")
-        if self.balance_scope != "micro":
-            raise ConfigError(f"model.balance_scope={self.balance_scope!r} is not supported; use 'micro'")
+        if self.balance_scope not in (scopes := get_args(BalanceScope)):
+            raise ConfigError(
+                f"model.balance_scope={self.balance_scope!r} does not exist; {nearest(str(self.balance_scope), scopes)}"
+            )
         super().__post_init__(**kwargs)
         # After transformers has set the fields that came under another name, such as num_experts_per_tok.
         _ = self.moe  # raises ConfigError for everything that one layer cannot be

@@ -9,7 +9,8 @@ from transformers import Cache
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..errors import ConfigError
-from ..layers import Routing, balance_loss
+from ..layers import Routing, RoutingStats
+from .balance import balance_losses
 from .configuration_moepp import MoEPPConfig
 from .modeling_moepp import MoEPPModel, MoEPPPreTrainedModel, real_tokens
 
@@ -69,8 +70,8 @@ class MoEPPClassifier(MoEPPPreTrainedModel):
         if labels is not None:
             task_loss = self.loss_function(logits=logits, pooled_logits=logits, labels=labels, config=self.config)
             mask = real_tokens(attention_mask, outputs.last_hidden_state.shape[1])
-            losses = (balance_loss(routing, self.config.moe, mask=mask) for routing in outputs.routing)
-            balance = torch.stack([layer.to(logits.device) for layer in losses]).sum()  # layers may lie on several
+            stats = [RoutingStats.of(routing, mask=mask) for routing in outputs.routing]
+            balance = balance_losses(stats, self.config, device=logits.device, training=self.training).sum()
             loss = task_loss + self.config.router_aux_loss_coef * balance
         return MoEPPClassifierOutput(
             loss=loss,

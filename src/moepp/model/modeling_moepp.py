@@ -7,7 +7,7 @@ logits (Eq. 6), and the losses, statistics and studies read the rest from the ou
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ from ..layers import (
     Routing,
     RoutingStats,
     ZeroComputationExperts,
-    balance_loss_of,
 )
 from ..ops import BACKENDS
+from .balance import GlobalCounts, balance_losses
 from .configuration_moepp import MoEPPConfig
 from .experts_interface import EXPERTS
 from .released import UNUSED_IN_OURS, check_published
@@ -141,6 +141,16 @@ class MoEPPPreTrainedModel(PreTrainedModel):
                 "moepp.model.quantize_experts takes those"
             )
         return loaded
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """transformers', where the ``ep_implementation`` "auto" is ours."""
+        if mesh_manager is not None and distributed_config.ep_size > 1:
+            from .expert_parallel import NAME  # registers itself
+
+            if distributed_config.ep_implementation == "auto":
+                distributed_config = replace(distributed_config, ep_implementation=NAME)
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     @property
     def _weight_conversions(self) -> list[Any]:
@@ -321,6 +331,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
     generation_config_class = MoEPPGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)
@@ -347,9 +358,13 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_routing: bool = False,
         logits_to_keep: int | Tensor = 0,
+        global_counts: GlobalCounts | None = None,
         **kwargs: Any,
     ) -> MoEPPCausalLMOutput:
         """Next-token logits, and with ``labels`` the loss of Eq. 9.
+
+        ``global_counts``, with ``balance_scope="global"``, remembers the choices of a step's other micro-batches;
+        without it f of Eq. 7 is taken over the processes' running ones.
 
         ``num_items_in_batch``, the number of labels in the whole accumulated batch, makes the loss this forward pass's
         share of it: both of its terms are weighted by the share of the labels that are here, so that summing over
@@ -372,10 +387,10 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             mask = real_tokens(attention_mask, labels.shape[1])
-            moe = self.config.moe
             stats = tuple(RoutingStats.of(routing, mask=mask) for routing in outputs.routing)
-            # Layers may lie on several devices.
-            layer_balance = torch.stack([balance_loss_of(layer, moe).to(logits.device) for layer in stats])
+            layer_balance = balance_losses(
+                stats, self.config, device=logits.device, training=self.training, global_counts=global_counts
+            )
             share = 1.0
             if (total := kwargs.get("num_items_in_batch")) is not None:
                 shifted = kwargs.get("shift_labels")

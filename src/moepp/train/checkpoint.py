@@ -16,8 +16,9 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..files import sync
-from .ranks import Ranks
+from .group import Group
 
+STREAM_FILE = "stream.json"
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
@@ -136,13 +137,13 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file() or bool(_NAME.fullmatch(folder.resolve().name))
 
 
-def verify(checkpoint: Path, ranks: Ranks | None = None) -> None:
+def verify(checkpoint: Path, ranks: Group | None = None) -> None:
     """Reads a checkpoint's every byte; each of the ranks, which all must call this, a share of the files.
 
     Raises:
         DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or Group()
     reason = _damage(checkpoint, ranks)
     if reason is None:
         return
@@ -168,12 +169,12 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _damage(checkpoint: Path, ranks: Ranks) -> str | None:
+def _damage(checkpoint: Path, ranks: Group) -> str | None:
     found = ranks.gather(_damage_in_share(checkpoint, ranks))
     return next((reason for reason in found if reason is not None), None)
 
 
-def _damage_in_share(checkpoint: Path, ranks: Ranks) -> str | None:
+def _damage_in_share(checkpoint: Path, ranks: Group) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
         for name, expected in list(manifest["files"].items())[ranks.rank :: ranks.size]:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from ..errors import DataError
-from .ranks import Ranks
+from .group import Group
 
 METADATA = ".metadata"
 _MODEL, _OPTIMIZER = "model", "optimizer"
@@ -41,7 +41,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     return {_MODEL: _contiguous(get_model_state_dict(model)), _OPTIMIZER: _contiguous(moments)}
 
 
-def write(state: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+def write(state: dict[str, Any], folder: Path, ranks: Group) -> None:
     """Writes what :func:`state_of` gave, or a copy of it: each process a file, and rank 0 the index of all.
 
     Raises:

@@ -17,8 +17,7 @@ import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from . import checkpoint, dcp
-from .ranks import Ranks, RanksFailed
-from .stream import STREAM_FILE
+from .group import Group, RanksFailed
 
 RNG_FILE = "rng.pt"
 SCHEDULE_FILE = "schedule.json"
@@ -55,7 +54,7 @@ class Saver:
         merge: Callable[[list[dict[str, Any]]], dict[str, Any]],
     ) -> None:
         self.run, self.identity, self.keep, self.merge = run, identity, keep, merge
-        self.threads, self.loop = Ranks.new(), Ranks.new()
+        self.threads, self.loop = Group.new(), Group.new()
         gpu = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(gpu, False, False, gpu))
         self._executor = ThreadPoolExecutor(1, "checkpoint")
@@ -114,7 +113,7 @@ class Saver:
         def small_files() -> None:
             torch.save(list(rngs), folder / RNG_FILE)
             if snapshot.position is not None:
-                (folder / STREAM_FILE).write_text(json.dumps(self.merge(list(positions))), encoding="utf-8")
+                (folder / checkpoint.STREAM_FILE).write_text(json.dumps(self.merge(list(positions))), encoding="utf-8")
             snapshot.write(folder)
 
         ranks.first(small_files)

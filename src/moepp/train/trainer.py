@@ -11,25 +11,28 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from ..config import MoEConfig
-from ..data import TrainingData, ValidationData
+from ..data import StreamingData, TrainingData, ValidationData, train_loader
 from ..errors import DataError
 from ..model import MoEPPForCausalLM
+from ..model.balance import GlobalCounts
 from . import dcp, rng
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
+from .distributed import total
 from .diverged import TrainingDiverged, bad_weights, diagnose
 from .export import save_configuration
-from .metrics import Window
+from .layout import Layout
+from .metrics import Window, rank_imbalance
 from .recipe import Optimization
 from .saver import RNG_FILE, SCHEDULE_FILE, Saver, Snapshot
-from .stream import CountedStream
 
 
 class MoEPPTrainer(Trainer):
@@ -40,6 +43,8 @@ class MoEPPTrainer(Trainer):
         identity: what a run must share with a checkpoint to resume from it; sealed into each.
         validation: held-out sets by source.
         weights: of the sources in the mixture.
+        layout: the processes that train together.
+        first_step: optimizer steps that the checkpoint to resume from has behind it.
         carried: files in the run's folder that each checkpoint takes along.
     """
 
@@ -50,16 +55,21 @@ class MoEPPTrainer(Trainer):
         identity: Mapping[str, Any],
         validation: dict[str, ValidationData],
         weights: dict[str, float],
-        carried: Sequence[str] = (),
+        layout: Layout,
+        first_step: int,
+        carried: Sequence[str],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, eval_dataset=validation or None, **kwargs)  # pyright: ignore[reportArgumentType]
         self.optimization = optimization
         self.validation = validation
         self.weights = weights
+        self.layout = layout
+        self.first_step = first_step
         self.run = Path(str(self.args.output_dir))
         self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
         self.window = Window()
+        self.global_counts = GlobalCounts()
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.alerts = RoutingAlerts(self.moe)
@@ -85,14 +95,24 @@ class MoEPPTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return SequentialSampler(cast(TrainingData, self.train_dataset))  # the order is the data's own, and its seed's
-
     # One step
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's micro-batches, from the first step to take on."""
+        return train_loader(
+            cast(TrainingData | StreamingData, self.train_dataset),
+            batch_size=self._train_batch_size,
+            rank=self.layout.rank,
+            ranks=self.layout.world_size,
+            first=self.first_step * self.args.gradient_accumulation_steps * self.layout.world_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; a step begins with fetching its samples."""
         self.clock.start()
+        self.global_counts.reset()
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -106,17 +126,21 @@ class MoEPPTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Trainer's, collecting the routing on the way."""
+        inputs = inputs | {"global_counts": self.global_counts}
         result: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss, outputs = result
         if model.training:
-            share = 1 / self.current_gradient_accumulation_steps
+            share = 1 / (self.current_gradient_accumulation_steps * self.layout.world_size)
             self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, outputs["routing_stats"])
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's; a loss or norm that is not finite ends the run before the optimizer can spoil the weights."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        if not (math.isfinite(norm) and math.isfinite(self._step_loss)):
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        (loss,) = total([torch.as_tensor(self._step_loss)])  # all processes stop, or none
+        if not (math.isfinite(norm) and math.isfinite(loss)):
             raise self._diverged(self.state.global_step + 1)
         self._batches.clear()
         self._step_loss = 0.0
@@ -128,9 +152,13 @@ class MoEPPTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
-            self.window.to_cpu()
+            kept_by_rank = self.window.gather()
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
-            if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
+            if self.layout.world_size > 1:
+                logs["rank_imbalance"] = rank_imbalance(kept_by_rank, self.moe.num_ffn_experts, self.layout.ep_size)
+            if (
+                self.layout.first and self.state.global_step > self.optimization.warmup_steps
+            ):  # a router that warms up is off by nature
                 self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
@@ -201,12 +229,12 @@ class MoEPPTrainer(Trainer):
 
     def _snapshot(self) -> Snapshot:
         data = self.train_dataset
-        samples = self.state.global_step * self._train_batch_size * self.args.gradient_accumulation_steps
+        micro_batches = self.state.global_step * self.args.gradient_accumulation_steps * self.layout.world_size
         return Snapshot(
             self.state.global_step,
             dcp.state_of(cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer)),
             rng.states(),
-            data.state(samples) if isinstance(data, CountedStream) else None,
+            data.state_dict(micro_batches * self._train_batch_size) if isinstance(data, StreamingData) else None,
             self._small_files(),
         )
 

@@ -1,0 +1,131 @@
+"""A model over several processes: the one file that touches ``transformers.distributed``."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers.distributed.checkpoint import _redistribute_state_dict
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.distributed.sharding_utils import DtensorShardOperation
+
+from ..model import MoEPPConfig, MoEPPForCausalLM
+from .layout import DistributedSpec, Layout, resolve
+
+Made = TypeVar("Made")
+
+
+def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | str) -> MoEPPForCausalLM:
+    """A model whose parameters have memory for this process's shards, and no values yet.
+
+    Args:
+        device: where the shards lie; ``"meta"`` for a model that is only looked at.
+    """
+    with torch.device("meta"):
+        model = MoEPPForCausalLM(config)
+    model = distribute(model, layout)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        model.tie_weights()  # to_empty gives tied parameters memory of their own
+    return model
+
+
+def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
+    """Shards a model's parameters in place; on one process it stays as it is."""
+    if layout.world_size == 1:
+        return model
+    engine, _, mesh = model.prepare_distribute_model(
+        DistributedConfig(
+            dp_replicate_size=layout.replicate_size, fsdp_size=layout.fsdp_size, ep_size=layout.ep_size, tp_size=1
+        )
+    )
+    return model.maybe_distribute_model(model, engine, mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a parameter, or all of a tensor that has none."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
+    """This process's part of a parameter, and the same part of a tensor of its whole shape."""
+    if not isinstance(parameter, DTensor):
+        return parameter, full
+    local = parameter.to_local()
+    shard = DtensorShardOperation(parameter).shard_tensor(full)
+    assert shard is not None
+    return local, shard.reshape(local.shape)
+
+
+def contiguous_shards(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Any:
+    """A state whose shards torch.distributed.checkpoint can describe, or with ``like`` the way back."""
+    return _redistribute_state_dict(state, like)
+
+
+def total(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sums over all processes, in one exchange of float64; on one process the tensors as they are."""
+    if not _several():
+        return list(tensors)
+    flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(like.shape).to(like.dtype) for part, like in zip(parts, tensors, strict=True)]
+
+
+def stacked(tensor: Tensor) -> Tensor:
+    """(processes, …) every process's tensor, in the order of their ranks."""
+    if not _several():
+        return tensor.unsqueeze(0)
+    every = tensor.new_empty(dist.get_world_size(), *tensor.shape)
+    dist.all_gather_into_tensor(every, tensor.contiguous())
+    return every
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns on the first process, on all of them."""
+    if not _several():
+        return make()
+    box: list[Any] = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gathered(value: Made) -> list[Made]:
+    """Every process's value, in the order of their ranks."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Returns once every process has come here."""
+    if _several():
+        dist.barrier()
+
+
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def full_state(model: MoEPPForCausalLM) -> dict[str, Tensor]:
+    """All weights whole and in CPU memory, on the first process; empty on the others, which must call this too."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if not _several():
+        return dict(model.state_dict())
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def join(spec: DistributedSpec, num_ffn_experts: int) -> Layout:
+    """Joins the job that torchrun started, or is alone where it did not."""
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    layout = resolve(spec, world_size=world, rank=rank, num_ffn_experts=num_ffn_experts)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=spec.timeout_seconds))
+    return layout
