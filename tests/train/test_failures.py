@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(
 def poison(parameter: str, value: float) -> Callable[[dict[str, Any]], None]:
     def action(seen: dict[str, Any]) -> None:
         with torch.no_grad():
-            seen["model"].get_parameter(parameter).flatten()[0] = value
+            seen["model"].get_parameter(parameter)[..., 0, 0] = value  # of every expert: some may have no tokens
 
     return action
 

@@ -63,8 +63,10 @@ def writing(run: Path, what: str) -> Iterator[None]:
 
 
 def not_written(what: str, run: Path, reason: str) -> DataError:
-    """The error for a write that failed."""
-    return DataError(f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}")
+    """The error for a write that failed; in a job of several processes, rank 0 prints it for all."""
+    error = DataError(f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}")
+    error.said_by = 0
+    return error
 
 
 def way_on(run: Path) -> str:
@@ -74,7 +76,7 @@ def way_on(run: Path) -> str:
 
 
 def seal(written: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Brings files of a checkpoint to the disk; returns what its manifest says of each, by its name in the checkpoint."""
+    """Brings files of a checkpoint to the disk; returns what the manifest says of each, by name."""
     said = {}
     for path in files:
         said[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
@@ -137,20 +139,22 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file() or bool(_NAME.fullmatch(folder.resolve().name))
 
 
-def verify(checkpoint: Path, ranks: Group | None = None) -> None:
-    """Reads a checkpoint's every byte; each of the ranks, which all must call this, a share of the files.
+def verify(checkpoint: Path, group: Group | None = None) -> None:
+    """Reads a checkpoint's every byte; each process of a group, which all must call this, a share of the files.
 
     Raises:
         DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
     """
-    ranks = ranks or Group()
-    reason = _damage(checkpoint, ranks)
+    among = group or Group()
+    reason = _damage(checkpoint, among)
     if reason is None:
         return
     earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
-    whole = [other for other in earlier if _damage(other, ranks) is None]
+    whole = [other for other in earlier if _damage(other, among) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
-    raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
+    error = DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
+    error.said_by = None if group is None else 0
+    raise error
 
 
 def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
@@ -169,15 +173,15 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _damage(checkpoint: Path, ranks: Group) -> str | None:
-    found = ranks.gather(_damage_in_share(checkpoint, ranks))
+def _damage(checkpoint: Path, group: Group) -> str | None:
+    found = group.gather(_damage_in_share(checkpoint, group))
     return next((reason for reason in found if reason is not None), None)
 
 
-def _damage_in_share(checkpoint: Path, ranks: Group) -> str | None:
+def _damage_in_share(checkpoint: Path, group: Group) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in list(manifest["files"].items())[ranks.rank :: ranks.size]:
+        for name, expected in list(manifest["files"].items())[group.rank :: group.size]:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"

@@ -1,7 +1,7 @@
-"""A run's tensors in torch.distributed.checkpoint: model and optimizer, saved by any number of processes, loaded by any.
+"""A run's tensors in torch.distributed.checkpoint: saved by any number of processes, loaded by any other.
 
 Each process writes the shards it holds, and reads the parts of saved shards that make up its own. Only tensors are in
-there: what else the optimizer has is the recipe's. A single process is one process of a job.
+there: rates, betas and decay are the recipe's. A process by itself is one process of a job.
 """
 
 import pickle
@@ -41,13 +41,13 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     return {_MODEL: _contiguous(get_model_state_dict(model)), _OPTIMIZER: _contiguous(moments)}
 
 
-def write(state: dict[str, Any], folder: Path, ranks: Group) -> None:
+def write(state: dict[str, Any], folder: Path, group: Group) -> None:
     """Writes what :func:`state_of` gave, or a copy of it: each process a file, and rank 0 the index of all.
 
     Raises:
         CheckpointException: on all ranks, with what went wrong on some.
     """
-    dcp.save(state, storage_writer=_Writer(folder), process_group=ranks.group, no_dist=ranks.size == 1)
+    dcp.save(state, storage_writer=_Writer(folder), process_group=group.group, no_dist=group.size == 1)
 
 
 def files_of(folder: Path, rank: int) -> list[Path]:
@@ -60,7 +60,7 @@ def load_model(model: nn.Module, folder: Path) -> None:
     own = get_model_state_dict(model)
     state = {_MODEL: _contiguous(own)}
     _read(state, folder)
-    set_model_state_dict(model, _as_sharded(state[_MODEL], own))
+    set_model_state_dict(model, _contiguous(state[_MODEL], own))
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -68,7 +68,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: P
     settings, own = _optimizer_state(model, optimizer)
     state = {_OPTIMIZER: _contiguous(own)}
     _read(state, folder)
-    set_optimizer_state_dict(model, optimizer, settings | _as_sharded(state[_OPTIMIZER], own), options=_FLAT)
+    set_optimizer_state_dict(model, optimizer, settings | _contiguous(state[_OPTIMIZER], own), options=_FLAT)
 
 
 def weights(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -102,21 +102,17 @@ def _read(state: dict[str, Any], folder: Path) -> None:
     dcp.load(state, storage_reader=_Reader(folder))
 
 
-def _contiguous(state: Mapping[str, Any]) -> dict[str, Any]:
-    """FSDP over expert parallelism gives shards of several pieces, which the format has no words for."""
-    return _redistributed(state, None)
+def _contiguous(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """FSDP over expert parallelism makes shards of several pieces, which the format has no words for.
 
-
-def _as_sharded(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    return _redistributed(state, like)
-
-
-def _redistributed(state: Mapping[str, Any], like: Mapping[str, Any] | None) -> dict[str, Any]:
+    Args:
+        like: goes back to shards like these.
+    """
     if not any(isinstance(value, DTensor) for value in state.values()):
         return dict(state)
-    from transformers.distributed.checkpoint import _redistribute_state_dict
+    from .distributed import contiguous_shards
 
-    return _redistribute_state_dict(dict(state), None if like is None else dict(like))
+    return contiguous_shards(state, like)
 
 
 class _Writer(dcp.FileSystemWriter):

@@ -3,19 +3,16 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import DataError
-from ..model import MoEPPConfig, MoEPPForCausalLM, load_config
+from ..model import MoEPPForCausalLM, load_config
 from . import dcp
-from .card import CARD_FILE
 
 SHARD_BYTES = 2**30
 _LEFT = ("*.distcp", dcp.METADATA, "*.pt", "schedule.json", "stream.json", "trainer_state.json", "manifest.json")

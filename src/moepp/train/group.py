@@ -1,4 +1,4 @@
-"""The processes of a run, where they must agree: on what each found, and on who failed.
+"""The processes of a run, where they must agree while they train: on what each did, and on who failed.
 
 What is exchanged here are a few bytes over gloo, on groups of their own: a background thread and the training loop can
 each use one without waiting for the other's, or for the GPU's.
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..errors import MoEPPError, first_line
+from ..errors import first_line
 
 T = TypeVar("T")
 
@@ -63,30 +63,36 @@ class Group:
         """Does something on every rank and returns what each got, once all are done.
 
         Raises:
-            MoEPPError: a rank's own, on all.
-            RanksFailed: it failed on these ranks; raised on all.
+            RanksFailed: it failed on some ranks; raised on all.
         """
         result: T | None = None
-        failure: Exception | CheckpointException | None = None
-        try:
+        with _Held() as held:
             result = action()
-        except (Exception, CheckpointException) as error:  # whatever it is, the others wait to hear of it
-            failure = error
-        said = failure if isinstance(failure, MoEPPError) else failure and reasons(failure, self.rank)
+        said = None if held.error is None else _reasons(held.error, self.rank)
         everyone = self.gather((said, result))
-        errors = [error for error, _ in everyone if error is not None]
-        if ours := next((error for error in errors if isinstance(error, MoEPPError)), None):
-            raise ours from failure
-        if errors:
-            raise RanksFailed({k: v for error in errors for k, v in error.items()}, self.size) from failure
+        if failed := {rank: reason for said, _ in everyone if said for rank, reason in said.items()}:
+            raise RanksFailed(failed, self.size) from held.error
         return [cast(T, value) for _, value in everyone]
 
     def first(self, action: Callable[[], T]) -> T:
-        """Does something on rank 0 while the others wait; returns what it returned, or raises what it raised, on all."""
+        """Does something on rank 0 while the others wait; all return what it returned, or raise what it raised."""
         return cast(T, self.together(lambda: action() if self.rank == 0 else None)[0])
 
 
-def reasons(error: BaseException, rank: int) -> dict[int, str]:
+class _Held:
+    """Keeps what the block raises: whatever happens on one rank, the others wait to hear of it."""
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.error = error
+        return isinstance(error, Exception | CheckpointException)
+
+
+def _reasons(error: BaseException, rank: int) -> dict[int, str]:
     """A failure in a few words, by the rank on which it happened."""
     if isinstance(error, CheckpointException):  # raised on all ranks for what some of them met
         return {where: first_line(met) for where, (met, _) in error.failures.items()}

@@ -9,11 +9,11 @@ import torch
 
 def states() -> dict[str, Any]:
     """Python's, NumPy's and torch's states, the GPU's among them, as tensors and numbers alone."""
-    kind, key, *rest = np.random.get_state()
-    assert kind == "MT19937"
+    state: Any = np.random.get_state(legacy=False)
+    state["state"]["key"] = state["state"]["key"].tolist()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(key.astype(np.int64)), *rest),
+        "numpy": state,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
@@ -22,8 +22,7 @@ def states() -> dict[str, Any]:
 def restore(saved: dict[str, Any]) -> None:
     """Goes on where :func:`states` was called."""
     random.setstate(saved["python"])
-    kind, key, *rest = saved["numpy"]
-    np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))
+    np.random.set_state(saved["numpy"])
     torch.set_rng_state(saved["torch"])
     for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)

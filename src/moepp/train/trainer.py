@@ -240,8 +240,9 @@ class MoEPPTrainer(Trainer):
 
     def _small_files(self) -> Callable[[Path], None]:
         exported = [*self.callback_handler.callbacks, self.control]
+        kept: dict[str, Any] = self.state.stateful_callbacks  # pyright: ignore[reportAssignmentType]
         for item in (item for item in exported if isinstance(item, ExportableState)):
-            name, kept = type(item).__name__, self.state.stateful_callbacks
+            name = type(item).__name__
             kept[name] = [*kept[name], item.state()] if isinstance(kept[name], list) else item.state()
         texts = {
             TRAINER_STATE_NAME: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n",
