@@ -3,9 +3,12 @@
 The same four micro-batches make a step on 1, 2 and 4 processes, so their losses may be compared.
 """
 
+import json
+import os
+import random
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +19,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from moepp.errors import DataError
-from moepp.model import MoEPPConfig, MoEPPForCausalLM, load_model
+from moepp.model import MoEPPConfig
 from moepp.train import checkpoint, dcp, rng
 from moepp.train.distributed import build_model, total
-from moepp.train.export import export, save_configuration
+from moepp.train.export import save_configuration
 from moepp.train.group import Group
 from moepp.train.initialise import initialise
 from moepp.train.layout import Layout
@@ -179,3 +182,108 @@ def test_another_number_of_processes_goes_on(
     assert all(np.array_equal(value, expected.tensors[name]) for name, value in loaded.tensors.items())
     assert loaded.losses == pytest.approx(expected.losses, abs=1e-5)
     assert loaded.losses[0] != loaded.losses[1]
+
+
+class Said(NamedTuple):
+    """How a rank ended."""
+
+    step: int
+    message: str
+    said_by: int | None
+
+
+def _fill_the_disk_of_rank_1(run: Path, size: int) -> Said:
+    """Saves once with room, once without; trains on until it is told."""
+    job = Run(Sizes(fsdp=2), seed=0)
+    saves = saver(run)
+    job.train(0, 1)
+    saves.save(lambda: job.snapshot(1))
+    job.train(1, 1)
+    saves.wait()
+    if job.layout.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    saves.save(lambda: job.snapshot(2))
+    for step in range(2, 200):
+        job.train(step, 1)
+        try:
+            saves.check()
+        except DataError as error:
+            return Said(step, str(error), error.said_by)
+    return Said(0, "", None)
+
+
+@pytest.mark.parametrize("size", [1000, 10_000])
+def test_a_full_disk_of_one_process_ends_all_in_the_same_step_and_leaves_the_earlier_checkpoint(
+    tmp_path: Path, size: int
+) -> None:
+    said = run_processes(2, _fill_the_disk_of_rank_1, tmp_path, size)
+    assert said[0] == said[1]
+    assert said[0].message == (
+        f"checkpoint-2 could not be written to {tmp_path}: rank 1: [Errno 27] File too large; make room, or check "
+        f"output_dir; --resume goes on from {tmp_path}/checkpoint-1"
+    )
+    assert said[0].said_by == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    checkpoint.verify(tmp_path / "checkpoint-1")
+
+
+def _save_twice(run: Path) -> None:
+    job = Run(Sizes(fsdp=2), seed=0)
+    saves = saver(run, keep=2)
+    for step in range(3):
+        job.train(step, 1)
+        saves.save(lambda step=step: job.snapshot(step + 1))
+    saves.wait()
+
+
+def _verify(folder: Path) -> Said:
+    try:
+        checkpoint.verify(folder, Group.new())
+    except DataError as error:
+        return Said(0, str(error), error.said_by)
+    return Said(0, "", None)
+
+
+def test_a_lost_or_cut_shard_is_named_by_all_processes_and_the_checkpoint_before_offered(tmp_path: Path) -> None:
+    run_processes(2, _save_twice, tmp_path)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+    newest, shard = tmp_path / "checkpoint-3", tmp_path / "checkpoint-3" / "__1_0.distcp"
+    assert run_processes(2, _verify, newest) == [Said(0, "", None)] * 2
+    size = shard.stat().st_size
+    offer = f"resume from the one before it: --resume-from {tmp_path}/checkpoint-2"
+    for damage, reason in (
+        (lambda: os.truncate(shard, 1000), f"__1_0.distcp has 1000 bytes instead of {size}"),
+        (shard.unlink, "__1_0.distcp is missing"),
+    ):
+        damage()
+        message = f"checkpoint {newest} is damaged: {reason}; {offer}"
+        assert run_processes(2, _verify, newest) == [Said(0, message, 0)] * 2
+
+
+def _draw(folder: Path) -> tuple[float, float, float]:
+    """What a process would draw next from each generator after a resume."""
+    saved = torch.load(folder / RNG_FILE, weights_only=True)
+    group = Group.new()
+    rng.resume(saved, group.rank, group.size, seed=0, step=STEPS)
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def _draw_after_a_save(run: Path) -> tuple[float, float, float]:
+    job = Run(Sizes(fsdp=2), seed=0)
+    job.train(0, STEPS)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(job.layout.rank)
+    saves = saver(run)
+    saves.save(lambda: job.snapshot(STEPS))
+    saves.wait()
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def test_each_process_goes_on_with_its_own_random_numbers_or_with_new_ones_for_another_number(tmp_path: Path) -> None:
+    expected = run_processes(2, _draw_after_a_save, tmp_path)
+    folder = tmp_path / f"checkpoint-{STEPS}"
+    assert run_processes(2, _draw, folder) == expected
+    anew = run_processes(4, _draw, folder)
+    assert len({*anew, *expected}) == 6
+    assert run_processes(4, _draw, folder) == anew
+    assert json.loads((folder / checkpoint.STREAM_FILE).read_text()) == {"ranks": [0, 1]}

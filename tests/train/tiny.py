@@ -127,8 +127,7 @@ def curve(run: Path) -> list[tuple[float, ...]]:
 def weights(folder: Path) -> dict[str, Tensor]:
     """Of a saved model or of a checkpoint."""
     if checkpoint.is_checkpoint(folder):
-        (tensors,) = dcp.read_weights(folder, [list(dcp.weights(folder))])
-        return tensors
+        return dcp.read_weights(folder, dcp.weights(folder))
     return load_file(folder / "model.safetensors")
 
 

@@ -21,6 +21,7 @@ from .group import Group
 STREAM_FILE = "stream.json"
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
+_INDEX = ".metadata"  # torch.distributed.checkpoint's; earlier versions of moepp saved in another format
 _PREFIX = "checkpoint-"
 _NAME = re.compile(r"checkpoint-\d+")
 
@@ -181,6 +182,8 @@ def _damage(checkpoint: Path, group: Group) -> str | None:
 def _damage_in_share(checkpoint: Path, group: Group) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+        if _INDEX not in manifest["files"]:
+            return f"{_INDEX} is missing"
         for name, expected in list(manifest["files"].items())[group.rank :: group.size]:
             path = checkpoint / name
             if not path.is_file():

@@ -6,7 +6,7 @@ there: rates, betas and decay are the recipe's. A process by itself is one proce
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,13 +82,12 @@ def weights(folder: Path) -> dict[str, TensorStorageMetadata]:
     }
 
 
-def read_weights(folder: Path, shares: Sequence[Sequence[str]]) -> Iterator[dict[str, Tensor]]:
-    """The model's tensors whole, so many at a time as asked for, in this process alone."""
+def read_weights(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some of the model's tensors, whole, in this process alone."""
     kinds = weights(folder)
-    for names in shares:
-        state = {_MODEL: {name: torch.empty(kinds[name].size, dtype=kinds[name].properties.dtype) for name in names}}
-        dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
-        yield state[_MODEL]
+    state = {_MODEL: {name: torch.empty(kinds[name].size, dtype=kinds[name].properties.dtype) for name in names}}
+    dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+    return state[_MODEL]
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From a checkpoint, or a model at the end of its run, to a folder of safetensors, and back into a new run."""
+"""From a checkpoint of any number of processes to a saved model: one folder of safetensors, by one process."""
 
 import copy
 import json
@@ -8,11 +8,13 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import DataError
 from ..model import MoEPPForCausalLM, load_config
 from . import dcp
+from .card import CARD_FILE
 
 SHARD_BYTES = 2**30
 _LEFT = ("*.distcp", dcp.METADATA, "*.pt", "schedule.json", "stream.json", "trainer_state.json", "manifest.json")
@@ -59,18 +61,22 @@ def export(checkpoint: Path, folder: Path, *, progress: Callable[[int, int], Non
         shares[-1].append(name)
     total, done = sum(map(_size, kinds.values())), 0
     file_of: dict[str, str] = {}
-    for number, tensors in enumerate(dcp.read_weights(checkpoint, shares), 1):
+    for number, names in enumerate(shares, 1):
         file = SAFE_WEIGHTS_NAME if len(shares) == 1 else f"model-{number:05}-of-{len(shares):05}.safetensors"
-        save_file(tensors, folder / file, {"format": "pt"})
-        file_of |= dict.fromkeys(tensors, file)
-        done += sum(tensor.nbytes for tensor in tensors.values())
+        save_file(dcp.read_weights(checkpoint, names), folder / file, {"format": "pt"})
+        file_of |= dict.fromkeys(names, file)
+        done += sum(_size(kinds[name]) for name in names)
         if progress is not None:
             progress(done, total)
     if len(shares) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     left = {path for pattern in _LEFT for path in checkpoint.glob(pattern)}
-    for path in sorted(set(checkpoint.iterdir()) - left):
+    carried = {*checkpoint.iterdir()} - left
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    if state["global_step"] == state["max_steps"]:  # the card of the finished run is about these weights
+        carried |= {*checkpoint.parent.glob(CARD_FILE)}
+    for path in carried:
         shutil.copyfile(path, folder / path.name)
 
 

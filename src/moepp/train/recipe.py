@@ -1,8 +1,8 @@
 """A training run as data: YAML plus dotted overrides, checked before anything heavy starts.
 
 Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
-``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``, ``seed``,
-``license``.
+``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``,
+``seed``, ``license``, ``initial_weights``.
 
 ``training.gradient_accumulation_steps`` counts the micro-batches of one optimizer step over all processes, which share
 them: a recipe means the same optimization on any number of processes.
@@ -72,6 +72,8 @@ class Recipe:
     seed: int = 0
     license: str | None = None
     """For the model card, as Hugging Face names licences: ``apache-2.0``. None is not stated."""
+    initial_weights: str | None = None
+    """A saved model's folder, whose weights a new run starts from; None draws them."""
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     data: DataSpec = field(default_factory=DataSpec)

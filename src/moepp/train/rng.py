@@ -1,6 +1,7 @@
 """The states of all random number generators of a process."""
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,26 @@ def states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # of this process's GPU
     }
 
 
-def restore(saved: dict[str, Any]) -> None:
-    """Goes on where :func:`states` was called."""
-    random.setstate(saved["python"])
-    np.random.set_state(saved["numpy"])
-    torch.set_rng_state(saved["torch"])
-    for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)
+def resume(saved: Sequence[Mapping[str, Any]], rank: int, size: int, *, seed: int, step: int) -> None:
+    """Goes on with what each process of a job had in a checkpoint; another number of them starts anew.
 
+    Args:
+        saved: the :func:`states` of every process, by rank.
+        rank, size: this process, and how many there are now.
+        seed, step: the run's, and the checkpoint's: they and the rank decide what a new start draws.
+    """
+    if len(saved) != size:
+        from transformers import set_seed
 
-def derive(seed: int, step: int, rank: int) -> None:
-    """Starts all of them anew for a process that no saved state belongs to."""
-    from transformers import set_seed
-
-    set_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+        set_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+        return
+    own = saved[rank]
+    random.setstate(own["python"])
+    np.random.set_state(own["numpy"])
+    torch.set_rng_state(own["torch"])
+    if own["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])

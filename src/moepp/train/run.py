@@ -35,6 +35,7 @@ from .callbacks import (
 )
 from .card import CARD_FILE, write_card
 from .distributed import build_model, from_first, full_state, join, wait_for_all
+from .initial_weights import check_initial_weights, load_initial_weights
 from .initialise import initialise
 from .layout import Layout
 from .recipe import Recipe, save_recipe
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
     recipe.model_config()  # what cannot work is refused before the slow part
     with console.status("reading the corpus"):
         corpus = load_corpus(recipe.data)
-    path = recipe.tokenizer.path or saved_tokenizer
+    path = recipe.tokenizer.path or saved_tokenizer or recipe.initial_weights
     with console.status("training the tokenizer" if path is None else "loading the tokenizer"):
         if path is None:
             tokenizer = from_first(lambda: train_tokenizer(sample_documents(corpus), recipe.tokenizer.vocab_size))
@@ -139,6 +140,8 @@ def train(
     config = _model_config(recipe, prepared.tokenizer)
     arguments = _arguments(recipe, layout, bool(prepared.data.validation))
     identity = _identity(recipe, config, prepared)
+    if recipe.initial_weights is not None and start is None:
+        check_initial_weights(Path(recipe.initial_weights), config)
     if start is not None:
         checkpoint.check_identity(start, identity)
         if layout.first:
@@ -186,6 +189,8 @@ def _run(
 
     model = build_model(config, layout, device=arguments.device)
     initialise(model, recipe.seed)
+    if recipe.initial_weights is not None and start is None:
+        load_initial_weights(model, Path(recipe.initial_weights))
     interrupts, bar = Interrupts(), ProgressBar(console, label)
     callbacks = [interrupts]
     if layout.first:

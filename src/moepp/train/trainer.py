@@ -288,11 +288,7 @@ class MoEPPTrainer(Trainer):
         if checkpoint is None:
             return
         saved = torch.load(Path(checkpoint) / RNG_FILE, weights_only=True)
-        ranks = self.saver.loop
-        if len(saved) == ranks.size:
-            rng.restore(saved[ranks.rank])
-        else:
-            rng.derive(self.args.seed, self.state.global_step, ranks.rank)
+        rng.resume(saved, self.layout.rank, self.layout.world_size, seed=self.args.seed, step=self.state.global_step)
 
 
 def learning_rate(o: Optimization, step: int, total: int) -> float:
