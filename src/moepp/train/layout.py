@@ -10,7 +10,6 @@ everywhere.
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from .process_group import Launch, check_sizes
 
 
 @dataclass
@@ -55,14 +54,35 @@ class Layout:
         return self.rank == 0
 
 
-def resolve(spec: DistributedSpec, launch: Launch | None, num_ffn_experts: int) -> Layout:
+def resolve(spec: DistributedSpec, *, world_size: int, rank: int, num_ffn_experts: int) -> Layout:
     """What a recipe's sizes mean for the processes that there are.
 
     Raises:
         ConfigError: they don't fit them, each other or the model's experts.
     """
-    world_size, rank = (1, 0) if launch is None else (launch.world_size, launch.rank)
-    fsdp = max(1, world_size // spec.replicate_size) if spec.fsdp_size is None else spec.fsdp_size
-    layout = Layout(spec.replicate_size, fsdp, spec.ep_size, rank)
-    check_sizes(layout, launch, num_ffn_experts)
-    return layout
+    fsdp = spec.fsdp_size
+    if fsdp is None:
+        if world_size % spec.replicate_size:
+            raise ConfigError(
+                f"distributed.replicate_size={spec.replicate_size} does not divide the {world_size} processes; "
+                "choose a divisor, or start another number of them"
+            )
+        fsdp = world_size // spec.replicate_size
+    if fsdp * spec.replicate_size != world_size:
+        needed = fsdp * spec.replicate_size
+        raise ConfigError(
+            f"distributed.fsdp_size={fsdp} x distributed.replicate_size={spec.replicate_size} needs {needed} processes "
+            f"and there {'is' if world_size == 1 else 'are'} {world_size}; change the sizes, or start so many: "
+            f"torchrun --nproc-per-node {needed} -m moepp train …"
+        )
+    if fsdp % spec.ep_size:
+        raise ConfigError(
+            f"distributed.ep_size={spec.ep_size} does not divide distributed.fsdp_size={fsdp}: "
+            "expert parallelism takes FSDP processes together; choose a divisor"
+        )
+    if num_ffn_experts % spec.ep_size:
+        raise ConfigError(
+            f"distributed.ep_size={spec.ep_size} does not divide model.num_ffn_experts={num_ffn_experts}; "
+            "choose a divisor, so that every process owns as many"
+        )
+    return Layout(spec.replicate_size, fsdp, spec.ep_size, rank)

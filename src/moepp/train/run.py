@@ -75,7 +75,12 @@ def train(
     launch = Launch.of(os.environ)
     cpu = recipe.training.get("use_cpu", False) or not torch.cuda.is_available()
     check_devices(launch, 0 if cpu else torch.cuda.device_count())
-    layout = resolve(recipe.distributed, launch, recipe.model_config().num_ffn_experts)
+    layout = resolve(
+        recipe.distributed,
+        world_size=1 if launch is None else launch.world_size,
+        rank=0 if launch is None else launch.rank,
+        num_ffn_experts=recipe.model_config().num_ffn_experts,
+    )
     console = (console or Console()) if layout.first else Console(quiet=True)
     with process_group(launch, recipe.distributed.timeout_seconds, "cpu" if cpu else "cuda"):
         same_everywhere(flattened(dataclasses.asdict(recipe)), "start all of them with the same recipe")
@@ -173,7 +178,9 @@ def _run(recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label:
     state = full_state(model)
     if layout.first:
         with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
-            model.save_pretrained(aside, state_dict=state)
+            whole = build_model(ready.config, Layout(), device="meta")
+            whole.load_state_dict(state, assign=True)
+            whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
                 aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
