@@ -30,7 +30,7 @@ class CountedStream(IterableDataset[dict[str, Tensor]]):
         if checkpoint is not None:
             state = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
             stream.load_state_dict(state)
-            self.blanks = state["consumed"]
+            self.blanks = state["samples"]
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -38,7 +38,8 @@ class CountedStream(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         blank = torch.zeros(self.stream.sequence_length, dtype=torch.int64)
         yield from repeat({"input_ids": blank, "labels": blank}, self.blanks)
-        yield from self.stream
+        for batch in self.stream.micro_batches(1, first=self.blanks):
+            yield {name: rows[0] for name, rows in batch.items()}
 
     def save(self, samples: int, folder: Path) -> None:
         """Writes the place after the run's first ``samples`` samples into a checkpoint."""
