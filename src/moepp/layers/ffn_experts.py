@@ -16,6 +16,7 @@ from ..errors import BackendUnavailable
 from ..ops import (
     DenseTerm,
     Packed,
+    autocasted,
     check_backend,
     expert_ffn,
     pack_weights,
@@ -34,6 +35,7 @@ class FFNExperts(nn.Module):
         self.num_experts = config.num_ffn_experts
         self.backend = backend
         self.packed: Packed | None = None
+        self.rows_computed: int | None = None  # see moepp.model.expert_parallel
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, inner))
@@ -69,9 +71,7 @@ class FFNExperts(nn.Module):
             raise BackendUnavailable(
                 "packed experts do not see adapters of their weights; call unpack(), or merge them"
             )
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return packed_ffn(x, expert, weight, self.packed, dense)
+        return packed_ffn(autocasted(x), expert, weight, self.packed, dense)
 
     def pack_for_inference(self) -> None:
         """Keeps the weights in oneDNN's order only, which the fastest CPU backend reads: no second copy of them.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import MoEConfig
-from ..ops import add_dense, without_autocast
+from ..ops import add_dense, autocasted, without_autocast
 from .capacity import apply_keep, keep_mask
 from .ffn_experts import FFNExperts
 from .quantized_experts import QuantizedExperts
@@ -92,14 +92,15 @@ class MoE(nn.Module):
             rest = self.zero_computation(seen, routing)
             return rest + self.experts(seen, ffn_expert.masked_fill(other, 0), routing.weight.masked_fill(other, 0.0))
         if not layout.num_zero_computation:
-            return self.experts(seen, ffn_expert, routing.weight)
+            return self.experts(autocasted(seen), ffn_expert, routing.weight)
         if not _bare(self.zero_computation, ZeroComputationExperts):
-            return self.experts(seen, ffn_expert, routing.weight) + self.zero_computation(seen, routing)
+            return self.experts(autocasted(seen), ffn_expert, routing.weight) + self.zero_computation(seen, routing)
         if mix_logits is None:
             mix_logits = self.zero_computation.mix_logits(tokens)
         if mix_logits is not None and scale != 1.0:
             mix_logits = mix_logits * scale
         dense = self.zero_computation.term(routing, mix_logits)
+        seen = autocasted(seen)  # as every backend does: what is around the experts, such as an exchange, sees the same
         if _bare(self.experts, FFNExperts):
             return self.experts(seen, ffn_expert, routing.weight, dense)
         return add_dense(self.experts(seen, ffn_expert, routing.weight), seen, dense)

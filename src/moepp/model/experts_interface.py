@@ -83,10 +83,12 @@ def _compacted(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
             y = stock(self, x, torch.where(inside, expert, 0), torch.where(inside, weight, 0.0))
             return y if dense is None else add_dense(y, x, dense)
         token, slot = inside.nonzero(as_tuple=True)
-        y = torch.zeros_like(x, dtype=weight.dtype)
-        if token.numel():
-            pairs = stock(self, x[token], expert[token, slot, None], weight[token, slot, None])
-            y = y.index_add(0, token, pairs.to(weight.dtype))
+        rows, ids, weights = x[token], expert[token, slot, None], weight[token, slot, None]
+        if not token.numel():
+            # They cannot take no rows, and the weights' gradients must be 0, not missing: one row, whose result is cut.
+            rows, ids, weights = (part.sum(0, keepdim=True) for part in (rows, ids, weights))
+        pairs = stock(self, rows, ids, weights)[: token.numel()]
+        y = torch.zeros_like(x, dtype=weight.dtype).index_add(0, token, pairs.to(weight.dtype))
         return y.to(x.dtype) if dense is None else add_dense(y, x, dense)
 
     return forward

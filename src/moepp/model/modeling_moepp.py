@@ -7,7 +7,7 @@ logits (Eq. 6), and the losses, statistics and studies read the rest from the ou
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,6 +141,16 @@ class MoEPPPreTrainedModel(PreTrainedModel):
                 "moepp.model.quantize_experts takes those"
             )
         return loaded
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """transformers', where the ``ep_implementation`` "auto" is ours."""
+        if mesh_manager is not None and distributed_config.ep_size > 1:
+            from .expert_parallel import NAME  # registers itself
+
+            if distributed_config.ep_implementation == "auto":
+                distributed_config = replace(distributed_config, ep_implementation=NAME)
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     @property
     def _weight_conversions(self) -> list[Any]:
@@ -321,6 +331,7 @@ class MoEPPForCausalLM(MoEPPPreTrainedModel, GenerationMixin):
     generation_config_class = MoEPPGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: MoEPPConfig) -> None:
         super().__init__(config)

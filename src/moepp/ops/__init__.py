@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import BackendUnavailable, ConfigError, nearest
 from . import fused, grouped, memory, onednn, packed_weights, reference, triton_experts
-from .autocast import without_autocast
+from .autocast import autocasted, without_autocast
 from .backend import Backend
 from .dense import DenseTerm, add_dense
 from .onednn import Packed, packed_ffn
@@ -23,6 +23,7 @@ __all__ = [
     "DenseTerm",
     "Packed",
     "add_dense",
+    "autocasted",
     "check_backend",
     "expert_ffn",
     "pack_weights",
@@ -87,8 +88,7 @@ def expert_ffn(
             f"experts' weights of type {type(gate_up).__name__} are read by no kernel here; leave them out of what is "
             "quantised or sharded, and use moepp.model.quantize_experts for 8 or 4 bits"
         )
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = autocasted(x)
     chosen = _pick(x, gate_up, down) if backend == "auto" else _named(backend, x, gate_up, down)
     if not chosen.converts_weights and not torch.compiler.is_compiling():
         packed_weights.forget(gate_up)  # in training it would be outdated by the next step

@@ -1,7 +1,9 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
 from ..model import MoEPPConfig, MoEPPForCausalLM
-from .layout import Layout
+from .layout import DistributedSpec, Layout, resolve
+
+Made = TypeVar("Made")
 
 
 def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | str) -> MoEPPForCausalLM:
@@ -42,6 +46,11 @@ def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
     return model.maybe_distribute_model(model, engine, mesh)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a parameter, or all of a tensor that has none."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
     """This process's part of a parameter, and the same part of a tensor of its whole shape."""
     if not isinstance(parameter, DTensor):
@@ -57,11 +66,66 @@ def contiguous_shards(state: Mapping[str, Any], like: Mapping[str, Any] | None =
     return _redistribute_state_dict(state, like)
 
 
-def total(tensors: list[Tensor]) -> list[Tensor]:
+def total(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sums over all processes, in one exchange of float64; on one process the tensors as they are."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensors
+    if not _several():
+        return list(tensors)
     flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(like.shape).to(like.dtype) for part, like in zip(parts, tensors, strict=True)]
+
+
+def stacked(tensor: Tensor) -> Tensor:
+    """(processes, …) every process's tensor, in the order of their ranks."""
+    if not _several():
+        return tensor.unsqueeze(0)
+    every = tensor.new_empty(dist.get_world_size(), *tensor.shape)
+    dist.all_gather_into_tensor(every, tensor.contiguous())
+    return every
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns on the first process, on all of them."""
+    if not _several():
+        return make()
+    box: list[Any] = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gathered(value: Made) -> list[Made]:
+    """Every process's value, in the order of their ranks."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Returns once every process has come here."""
+    if _several():
+        dist.barrier()
+
+
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def full_state(model: MoEPPForCausalLM) -> dict[str, Tensor]:
+    """All weights whole and in CPU memory, on the first process; empty on the others, which must call this too."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if not _several():
+        return dict(model.state_dict())
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def join(spec: DistributedSpec, num_ffn_experts: int) -> Layout:
+    """Joins the job that torchrun started, or is alone where it did not."""
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    layout = resolve(spec, world_size=world, rank=rank, num_ffn_experts=num_ffn_experts)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=spec.timeout_seconds))
+    return layout

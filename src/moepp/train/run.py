@@ -34,8 +34,10 @@ from .callbacks import (
     tensorboard_says_it_once,
 )
 from .card import CARD_FILE, write_card
+from .distributed import build_model, from_first, full_state, join, wait_for_all
+from .initialise import initialise
+from .layout import Layout
 from .recipe import Recipe, save_recipe
-from .stream import CountedStream
 from .tables import data_table
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class TrainResult:
     """What a run leaves."""
 
     model: MoEPPForCausalLM
+    """Where several processes trained, this one's shards."""
     prepared: Prepared
     metrics: dict[str, float]
     """The last validation's; empty after an interruption or without validation data."""
@@ -81,7 +84,7 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
     path = recipe.tokenizer.path or saved_tokenizer
     with console.status("training the tokenizer" if path is None else "loading the tokenizer"):
         if path is None:
-            tokenizer = train_tokenizer(sample_documents(corpus), recipe.tokenizer.vocab_size)
+            tokenizer = from_first(lambda: train_tokenizer(sample_documents(corpus), recipe.tokenizer.vocab_size))
         else:
             tokenizer = load_tokenizer(str(path))
     if (vocab_size := recipe.model.get("vocab_size")) is not None:
@@ -123,28 +126,36 @@ def train(
         ConfigError, DataError: the recipe, the data, the output folder or the checkpoint cannot be used.
         TrainingDiverged: a loss was not finite.
     """
-    console = console or Console()
+    layout = join(recipe.distributed, recipe.model_config().num_ffn_experts)
+    console = (console or Console()) if layout.first else Console(quiet=True)
     run = Path(recipe.output_dir)
     start = _find_checkpoint(run, resume)
     if start is None:
         _require_unused(run)
+    wait_for_all()  # before the first one writes into it
     if prepared is None:
         prepared = prepare(recipe, console, saved_tokenizer=start)
         console.print(data_table(prepared.data))
     config = _model_config(recipe, prepared.tokenizer)
-    arguments = _arguments(recipe, bool(prepared.data.validation))
+    arguments = _arguments(recipe, layout, bool(prepared.data.validation))
     identity = _identity(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
-        checkpoint.supersede(run, start)
+        if layout.first:
+            checkpoint.supersede(run, start)
+        if isinstance(prepared.data.train, StreamingData):
+            prepared.data.train.load_state_dict(
+                json.loads((start / checkpoint.STREAM_FILE).read_text(encoding="utf-8"))
+            )
     try:
-        return _run(recipe, config, arguments, identity, prepared, start, console, label)
+        return _run(recipe, layout, config, arguments, identity, prepared, start, console, label)
     except OSError as error:  # of what transformers writes by itself, or of data that is read while training
         raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
 
 
 def _run(
     recipe: Recipe,
+    layout: Layout,
     config: MoEPPConfig,
     arguments: "TrainingArguments",
     identity: Mapping[str, Any],
@@ -159,34 +170,42 @@ def _run(
     from .trainer import MoEPPTrainer
 
     run = Path(recipe.output_dir)
-    checkpoint.clear_staging(run)
-    with checkpoint.writing(run, f"{RECIPE_FILE}, {DATA_FILE} and the tokenizer"), checkpoint.moved_into(run) as aside:
-        save_recipe(recipe, aside / RECIPE_FILE)
-        data = {"corpus_hash": prepared.data.corpus_hash, "hash": prepared.data.hash, "sources": prepared.data.rows}
-        (aside / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
-        prepared.tokenizer.save_pretrained(aside)
+    if layout.first:
+        checkpoint.clear_staging(run)
+        with (
+            checkpoint.writing(run, f"{RECIPE_FILE}, {DATA_FILE} and the tokenizer"),
+            checkpoint.moved_into(run) as aside,
+        ):
+            save_recipe(recipe, aside / RECIPE_FILE)
+            data = {"corpus_hash": prepared.data.corpus_hash, "hash": prepared.data.hash, "sources": prepared.data.rows}
+            (aside / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
+            prepared.tokenizer.save_pretrained(aside)
     transformers_logging.disable_progress_bar()
 
-    set_seed(recipe.seed)
-    model = MoEPPForCausalLM(config)
+    model = build_model(config, layout, device=arguments.device)
+    initialise(model, recipe.seed)
     interrupts, bar = Interrupts(), ProgressBar(console, label)
-    callbacks = [interrupts, MetricsFile(run), bar, *tensorboard(run)]
+    callbacks = [interrupts]
+    if layout.first:
+        callbacks += [MetricsFile(run), bar, *tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
-    samples = prepared.data.train
     trainer = MoEPPTrainer(
         model=model,
         args=arguments,
-        train_dataset=CountedStream(samples, start) if isinstance(samples, StreamingData) else samples,
+        train_dataset=prepared.data.train,
         validation=prepared.data.validation,
         weights={source.name: source.weight for source in prepared.corpus.sources},
         processing_class=prepared.tokenizer,
         optimization=recipe.optimization,
         identity=identity,
+        layout=layout,
+        first_step=0 if start is None else checkpoint.step_of(start),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    set_seed(recipe.seed + layout.rank)  # for dropout, which differs from process to process
     try:
         with interrupts.installed(), tensorboard_says_it_once():
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -195,11 +214,16 @@ def _run(
     if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
         return TrainResult(model, prepared, {}, interrupts.received)
     trainer.require_finite_weights()
-    with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
-        model.save_pretrained(aside)
     metrics, log = trainer.last_validation(), trainer.state.log_history
-    with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
-        write_card(aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log)
+    state = full_state(model)
+    if layout.first:
+        with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
+            model.save_pretrained(aside, state_dict=state)
+        with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
+            write_card(
+                aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
+            )
+    wait_for_all()
     return TrainResult(model, prepared, metrics, None)
 
 
@@ -253,7 +277,7 @@ def _require_unused(run: Path) -> None:
         )
 
 
-def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
+def _arguments(recipe: Recipe, layout: Layout, validates: bool) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     o = recipe.optimization
@@ -263,6 +287,13 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
                 f"training.{name}={recipe.training[name]} has no text to validate on; "
                 "raise data.validation_fraction or name a validation_split"
             )
+    micro_batches = recipe.micro_batches_per_step
+    if micro_batches % layout.world_size:
+        raise ConfigError(
+            f"training.gradient_accumulation_steps={micro_batches} micro-batches of a step cannot be shared by "
+            f"{layout.world_size} processes; make it a multiple of them, with a smaller "
+            "training.per_device_train_batch_size for the same step"
+        )
     defaults = {
         "logging_steps": 10,
         "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
@@ -272,7 +303,8 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
     }
     try:
         arguments = TrainingArguments(
-            **(defaults | recipe.training),
+            **(defaults | recipe.training | {"gradient_accumulation_steps": micro_batches // layout.world_size}),
+            ignore_data_skip=True,  # the loader starts where it should
             output_dir=recipe.output_dir,
             seed=recipe.seed,
             learning_rate=o.learning_rate,
@@ -290,9 +322,4 @@ def _arguments(recipe: Recipe, validates: bool) -> "TrainingArguments":
         )
     except ValueError as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
-        raise ConfigError(
-            f"{max(arguments.n_gpu, arguments.world_size)} devices or processes: moepp trains on one; "
-            "start it without a launcher and, where there are several GPUs, with CUDA_VISIBLE_DEVICES=0"
-        )
     return arguments
