@@ -1,7 +1,7 @@
 """One lane of one source: the endless tokens of its share of the documents, and where they are.
 
 Each pass over a source has its own order of shards, by seed. Of a pass, every lane gets an equal share: whole shards
-where there are enough of them; else every lane reads all shards and takes each so-manieth document, which costs little,
+where there are enough of them; else every lane reads all shards and takes every so-manieth document, which costs little,
 for reading is some hundred times faster than tokenising. The shares rotate from pass to pass. Together the lanes
 read every document once in each pass, and one that has finished a pass does not wait for the others.
 """
@@ -84,10 +84,10 @@ class Reader:
         return np.concatenate(pieces)
 
     def _encode_batch(self) -> tuple[np.ndarray, Position]:
-        """The tokens of the next documents, and the position after them."""
+        """The tokens of the next documents, and the position after them; of a small source about one pass."""
         texts: list[str] = []
         after, characters = self._begin, 0
-        while len(texts) < BATCH and characters < _CHARACTERS:
+        while len(texts) < BATCH and characters < _CHARACTERS and after.epoch == self._begin.epoch:
             text, after = next(self._documents)
             texts.append(text)
             characters += len(text)
