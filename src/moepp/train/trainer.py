@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from ..config import MoEConfig
-from ..data import StreamingData, TrainingData, ValidationData, train_loader
+from ..data import StreamingData, TrainingData, ValidationData, merge_states, train_loader
 from ..errors import DataError
 from ..model import MoEPPForCausalLM
 from ..model.balance import GlobalCounts
@@ -76,7 +76,7 @@ class MoEPPTrainer(Trainer):
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
         self._step_loss: float | Tensor = 0.0
         self.carried = carried
-        self.saver = Saver(self.run, identity, self.args.save_total_limit, lambda positions: positions[0])
+        self.saver = Saver(self.run, identity, self.args.save_total_limit, merge_states)
 
     # Optimization
 
@@ -156,9 +156,8 @@ class MoEPPTrainer(Trainer):
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
             if self.layout.world_size > 1:
                 logs["rank_imbalance"] = rank_imbalance(kept_by_rank, self.moe.num_ffn_experts, self.layout.ep_size)
-            if (
-                self.layout.first and self.state.global_step > self.optimization.warmup_steps
-            ):  # a router that warms up is off by nature
+            # A router that warms up is off by nature.
+            if self.layout.first and self.state.global_step > self.optimization.warmup_steps:
                 self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
@@ -208,7 +207,7 @@ class MoEPPTrainer(Trainer):
         try:
             result = super().train(*args, **kwargs)
         except BaseException:
-            with suppress(DataError):  # the first error is the one to tell
+            with suppress(DataError, RuntimeError):  # the first error is the one to tell
                 self.saver.wait()
             raise
         self.saver.wait()
