@@ -176,7 +176,7 @@ def test_a_mistake_is_named_with_its_path_and_remedy(path: Path, override: str, 
         ("- seed: 1", r"^recipe '\S+' must hold keys and values, not a list$"),
         (
             "hello",
-            r"^hello is not a recipe key; choose one of data, distributed, license, model, ",
+            r"^hello is not a recipe key; choose one of data, distributed, initial_weights, license, model, ",
         ),
         ("output_dir: ${nowhere}", r"^output_dir: Interpolation key 'nowhere' not found$"),
         (b"output_dir: caf\xe9", r"^recipe '\S+' is not YAML: 'utf-8' codec can't decode byte 0xe9"),

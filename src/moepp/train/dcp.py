@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from ..errors import DataError
@@ -47,7 +49,7 @@ def write(state: dict[str, Any], folder: Path, group: Group) -> None:
     Raises:
         CheckpointException: on all ranks, with what went wrong on some.
     """
-    dcp.save(state, storage_writer=_Writer(folder), process_group=group.group, no_dist=group.size == 1)
+    save(state, storage_writer=_Writer(folder), process_group=group.group, no_dist=group.size == 1)
 
 
 def files_of(folder: Path, rank: int) -> list[Path]:
@@ -86,7 +88,7 @@ def read_weights(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Some of the model's tensors, whole, in this process alone."""
     kinds = weights(folder)
     state = {_MODEL: {name: torch.empty(kinds[name].size, dtype=kinds[name].properties.dtype) for name in names}}
-    dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+    load(state, storage_reader=_Reader(folder), no_dist=True)
     return state[_MODEL]
 
 
@@ -98,7 +100,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 
 
 def _read(state: dict[str, Any], folder: Path) -> None:
-    dcp.load(state, storage_reader=_Reader(folder))
+    load(state, storage_reader=_Reader(folder))
 
 
 def _contiguous(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _contiguous(state: Mapping[str, Any], like: Mapping[str, Any] | None = None)
     return contiguous_shards(state, like)
 
 
-class _Writer(dcp.FileSystemWriter):
+class _Writer(FileSystemWriter):
     """torch's, which hides what the system said of a failed write behind words of its own."""
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +129,7 @@ class _Writer(dcp.FileSystemWriter):
             raise cause or error from error
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """torch's, except that the index, which is a pickle, may hold descriptions of tensors and nothing that runs."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
