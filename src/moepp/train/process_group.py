@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BackendUnavailable, ConfigError, MoEPPError, first_line
-from .ranks import Job, agreed, exchange, same_code_everywhere
+from .ranks import Job, agreed, exchange, joined, same_code_everywhere
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -108,13 +108,17 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
             "install a build that has it, or train on one process"
         )
     job = _join(launch, timedelta(seconds=timeout_seconds), os.environ)
-    backend = agreed("found their backends", lambda: backend_of(device_type), among=job)
-    same_code_everywhere(among=job)
-    if device_type == "cuda":
-        torch.cuda.set_device(launch.local_rank)
-    agreed("connected", lambda: _connect(job, backend), among=job)
-    yield
-    dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
+    with joined(job):
+        exchange(job, "arrived", "")
+        if job.world_size > 1:
+            backend = agreed("found their backends", lambda: backend_of(device_type))
+            same_code_everywhere()
+            if device_type == "cuda":
+                torch.cuda.set_device(launch.local_rank)
+            agreed("connected", lambda: _connect(job, backend))
+        yield
+    if job.world_size > 1:
+        dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
 
 
 def _join(launch: Launch, timeout: timedelta, environment: Mapping[str, str]) -> Job:
@@ -134,9 +138,7 @@ def _join(launch: Launch, timeout: timedelta, environment: Mapping[str, str]) ->
         ) from error
     # torchrun keeps one store through all restarts: what an earlier attempt wrote must not be taken for this one's.
     attempt = dist.PrefixStore(f"moepp/{launch.restarts}", store)  # pyright: ignore[reportPrivateImportUsage]
-    job = Job(attempt, launch.rank, launch.world_size, timeout)
-    exchange(job, "arrived", "")
-    return job
+    return Job(attempt, launch.rank, launch.world_size, timeout, attempts=store, restarts=launch.restarts)
 
 
 def _connect(job: Job, backend: str) -> None:
