@@ -79,9 +79,9 @@ def stacked(tensor: Tensor) -> Tensor:
     """(processes, …) every process's tensor, in the order of their ranks."""
     if not _several():
         return tensor.unsqueeze(0)
-    every = tensor.new_empty(world_size(), *tensor.shape)
-    dist.all_gather_into_tensor(every, tensor.contiguous())
-    return every
+    every = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(every, tensor)
+    return torch.stack(every)
 
 
 def from_first(what: str, make: Callable[[], Made]) -> Made:

@@ -190,7 +190,9 @@ def _run(
     state = full_state(model)
     if layout.first:
         with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
-            model.save_pretrained(aside, state_dict=state)
+            whole = build_model(ready.config, Layout(), device="meta")
+            whole.load_state_dict(state, assign=True)
+            whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
                 aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
