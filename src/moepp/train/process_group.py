@@ -117,6 +117,7 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
                 torch.cuda.set_device(launch.local_rank)
             agreed("connected", lambda: _connect(here, backend))
         yield
+        exchange(here, "finished", "")  # a rank that leaves closes connections that others may still be reading from
     if here.world_size > 1:
         dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
 

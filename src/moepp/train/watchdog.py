@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import MoEPPError
+from ..errors import MoEPPError, first_line
 from .checkpoint import way_on
 from .hang import Beat, innermost, who_hangs
 from .ranks import Job, named
@@ -111,7 +111,7 @@ class Watchdog(TrainerCallback):
             yield
         except (MoEPPError, RuntimeError) as error:
             if _of_a_lost_peer(error):
-                raise self._lost(store) from error
+                raise self._lost(store, error) from error
             self._ends_with(store, error)
             raise
         finally:
@@ -128,20 +128,18 @@ class Watchdog(TrainerCallback):
             key = f"watchdog/said/{sha256(str(error).encode()).hexdigest()}"
             error.said_by = int(store.compare_set(key, "", str(rank)))
 
-    def _lost(self, store: Any) -> MoEPPError:
+    def _lost(self, store: Any, error: Exception) -> MoEPPError:
         """Who has ended, for the ranks that notice by a connection that closes."""
         assert self.job is not None
         beats = self._beats(store)
         failed = [rank for rank in beats if store.check([f"watchdog/failed/{rank}"])]
         silent = [rank for rank, beat in beats.items() if beat is None and rank not in failed]
         gone = failed or silent
-        what = f"{named(gone)} ended" if gone else "the connection to another rank was lost"
-        error = MoEPPError(f"{what} at step {self._doing[1]}, so that all ranks end; {way_on(self.run)}")
-        error.said_by = failed[0] if failed else None  # which said why
-        if not failed:
-            key = "watchdog/said/lost"
-            error.said_by = int(store.compare_set(key, "", str(self.job.rank)))
-        return error
+        what = f"{named(gone)} ended" if gone else f"the connection to another rank was lost ({first_line(error)})"
+        lost = MoEPPError(f"{what} at step {self._doing[1]}, so that all ranks end; {way_on(self.run)}")
+        # A rank that failed has said why; else one says what it saw for all.
+        lost.said_by = failed[0] if failed else int(store.compare_set("watchdog/said/lost", "", str(self.job.rank)))
+        return lost
 
     def _beat(self) -> None:
         """Tells the store where this rank is."""
