@@ -1,5 +1,6 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,7 @@ from transformers.distributed.checkpoint import _redistribute_state_dict
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
+from ..errors import ConfigError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
 from .ranks import agreed, rank, world_size
@@ -34,9 +36,20 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
 
 
 def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
-    """Shards a model's parameters in place; on one process it stays as it is."""
+    """Shards a model's parameters in place; on one process it stays as it is.
+
+    Raises:
+        ConfigError: its embeddings are tied, which transformers puts into two groups of FSDP2's and PyTorch refuses.
+    """
     if layout.world_size == 1:
         return model
+    if model.config.tie_word_embeddings:
+        raise ConfigError(
+            "model.tie_word_embeddings=True cannot be trained by several processes: FSDP2 does not find the two in one "
+            "group; set it to False, or train on one process"
+        )
+    # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     engine, _, mesh = model.prepare_distribute_model(
         DistributedConfig(
             dp_replicate_size=layout.replicate_size, fsdp_size=layout.fsdp_size, ep_size=layout.ep_size, tp_size=1
