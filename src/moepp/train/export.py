@@ -26,6 +26,7 @@ def save_configuration(model: MoEPPForCausalLM, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [MoEPPForCausalLM.__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
+    config.use_cache = True  # Trainer turns it off while it trains
     config.save_pretrained(folder)
     assert model.generation_config is not None
     model.generation_config.save_pretrained(folder)
