@@ -1,5 +1,8 @@
 """Measuring speed: variants interleaved in one process, medians with their spread."""
 
+from .comm import CommCase, measure_comm
+from .comm_network import Link
+from .comm_rows import CommResults, CommRow
 from .layers import PASSES, layer_group
 from .learned import Learned
 from .measure import Case, Group, measure_group
@@ -20,11 +23,15 @@ __all__ = [
     "PEERS",
     "SIZES",
     "Case",
+    "CommCase",
+    "CommResults",
+    "CommRow",
     "Group",
     "Job",
     "LayerWork",
     "Layers",
     "Learned",
+    "Link",
     "Results",
     "Route",
     "Row",
@@ -39,6 +46,7 @@ __all__ = [
     "layer_group",
     "machine",
     "machines",
+    "measure_comm",
     "measure_group",
     "measure_router",
     "model_config",
