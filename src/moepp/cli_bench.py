@@ -143,7 +143,7 @@ def bench_report(
     results: Annotated[Path, typer.Argument(help="The folder with the JSON files.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="The page; plots go to images/ beside it.")] = Path("docs/performance.md"),
 ) -> None:
-    """Write the page with all results, targets and plots."""
+    """Write the pages with all results, targets and plots: performance.md, and communication.md beside it."""
     from .commands.bench_report import run_report
 
     run_report(results, out)

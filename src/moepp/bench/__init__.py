@@ -2,6 +2,7 @@
 
 from .comm import CommCase, measure_comm
 from .comm_network import Link
+from .comm_page import FOLDER, cells, comm_page, read_comm
 from .comm_rows import CommResults, CommRow
 from .layers import PASSES, layer_group
 from .learned import Learned
@@ -18,6 +19,7 @@ from .sizes import SIZES, layer_config, model_config
 from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
 __all__ = [
+    "FOLDER",
     "MODELS",
     "PASSES",
     "PEERS",
@@ -39,6 +41,8 @@ __all__ = [
     "Task",
     "Timing",
     "capture_work",
+    "cells",
+    "comm_page",
     "command",
     "facts",
     "interleave",
@@ -50,6 +54,7 @@ __all__ = [
     "measure_group",
     "measure_router",
     "model_config",
+    "read_comm",
     "read_results",
     "report",
     "run_experts",

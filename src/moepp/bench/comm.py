@@ -29,7 +29,7 @@ from .comm_workers import Workers
 from .sizes import layer_config
 from .work import LayerWork, exact_share_routing, twin_layers
 
-WARMUP = 2
+WARMUP = 1
 _LEAST_ROUNDS = 5
 _SMALL = 20  # exchanges of one number, for the latency that is really there
 VANILLA = "vanilla"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import MoEPPError
 
-_PRELOAD = ["moepp.bench.comm_preload"]
+_PRELOAD = ["moepp.preload", "moepp.bench.comm"]
 
 
 class WorkerFailed(RuntimeError):

@@ -9,9 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..bench import CommCase, CommResults, CommRow, Link, layer_config, measure_comm
+from ..bench import CommCase, CommResults, CommRow, Link, cells, layer_config, measure_comm
 from ..errors import ConfigError
-from ..format import binary, duration
 from .bench import known, parse_list, parse_tau, parse_tokens
 from .options import require_writable
 
@@ -139,19 +138,9 @@ def print_comm(title: str, link: Link | None, rows: Sequence[CommRow], console: 
     if reasons := [row.reason for row in rows if row.reason is not None]:
         console.print(f"{title}, {where}: skipped: {reasons[0]}", highlight=False, soft_wrap=True, markup=False)
         return
-    table = Table(title=f"{title}, {where}", title_justify="left")
-    for name in ("variant", "step", "exchange", "compute", "payload", "on the wire", "over vanilla"):
-        table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
+    table = Table(title=f"{title}, {where}", title_justify="left", box=None)
+    for name in ("variant", "step", "exchange", "compute", "MB sent", "MB wire", "over vanilla"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
     for row in rows:
-        assert row.step_s is not None
-        assert row.step_iqr_s is not None
-        table.add_row(
-            row.variant if row.tau is None else f"moepp, tau {row.tau:g}",
-            f"{duration(row.step_s)} ± {row.step_iqr_s / row.step_s / 2:.0%}",
-            duration(row.exchange_s or 0.0),
-            duration(row.compute_s or 0.0),
-            binary(row.payload_bytes or 0.0),
-            "" if row.wire_bytes is None else binary(row.wire_bytes),
-            f"{row.gain or 0.0:.2f}× ± {(row.gain_iqr or 0.0) / 2:.2f}",
-        )
+        table.add_row(*cells(row))
     console.print(table)
