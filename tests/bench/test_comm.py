@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moepp.bench import CommCase, CommRow, Link, comm_network, layer_config, measure_comm
+from moepp.bench import CommCase, CommRow, Link, comm_network, comm_workers, layer_config, measure_comm
 from moepp.bench.comm_network import NetworkUnavailable, build, sent_bytes, shape
 from moepp.bench.comm_workers import WorkerFailed, Workers
 from moepp.bench.work import exact_share_routing
 from moepp.errors import ConfigError
+
+from ..distributed import processes
 
 TOKENS, TAUS = 16, (0.25, 1.0)
 
@@ -20,6 +22,14 @@ TOKENS, TAUS = 16, (0.25, 1.0)
 def case(**changes: Any) -> CommCase:
     fields = {"size": "tiny", "processes": 2, "tokens": TOKENS, "taus": TAUS, "routing": "synthetic", "threads": 1}
     return CommCase(**(fields | {"rounds": 5, "seconds": 0.1} | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_server_for_all_tests() -> Iterator[None]:
+    """A process forks all its workers from one server, which has the imports of whoever starts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comm_workers, "_PRELOAD", processes._PRELOAD)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ All variants run in turns in the same processes, in an order drawn anew each rou
 at a barrier and ends when the slowest process is through. Times are medians of the rounds, ± half the distance between
 quartiles. *Over vanilla* is the vanilla twin's step over this one's in the same round, its median. *Exchange* is the
 time that a process spends in all-to-alls, including that in which it waits for the others; *compute* is the rest of its
-step. *MB sent* is computed from what enters the all-to-alls, for other processes only, by one process in one step; *MB
+step. Where there are more processes than cores, they share them, and compute takes longer than it would on as many
+machines. *MB sent* is computed from what enters the all-to-alls, for other processes only, by one process in one step; *MB
 wire* is what the process's network interface counted, headers included. A layer alone is measured: a whole model has
 attention, the optimizer and FSDP's own traffic besides, the same for both, which make all gains smaller.
 
