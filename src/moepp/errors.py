@@ -7,6 +7,9 @@ from collections.abc import Iterable
 class MoEPPError(Exception):
     """Base of everything a user can cause. Commands print it as one line and exit with code 2."""
 
+    said_by: int | None = None
+    """In a job of several processes that all raise this error, the rank that prints it; None: each prints its own."""
+
 
 class ConfigError(MoEPPError, ValueError):
     """A field has a value that cannot work."""

@@ -1,18 +1,19 @@
 import json
 import math
+import threading
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
-from moepp.data import DataSpec, SourceSpec, StreamingData, TrainingData, build_data, load_corpus
-from moepp.data import streaming as module
+from moepp.data import DataSpec, SourceSpec, StreamingData, TrainingData, build_data, load_corpus, reading
 from moepp.data.hub import Stream
+from moepp.data.packing import encode
 from moepp.errors import DataError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -31,74 +32,118 @@ def write_jsonl(path, texts, field="text"):
     return str(path)
 
 
-def ids(samples):
-    return [sample["input_ids"].tolist() for sample in samples]
+def ids(data, first=0):
+    return [sample for batch in data.micro_batches(1, first=first) for sample in batch["input_ids"].tolist()]
 
 
 SHARDS = [[f"shard {shard} document {number} " * (number % 5 + 1) for number in range(shard + 3)] for shard in range(4)]
 
 
-def make(tokenizer, num_samples=300, seed=1):
+def make(tokenizer, num_samples=300, seed=1, lanes=1):
     streams = [Stream(len(SHARDS), SHARDS.__getitem__), Stream.of([f"the lazy dog {n}" for n in range(9)])]
     return StreamingData(
-        streams, ["a", "b"], [0.8, 0.2], tokenizer, sequence_length=16, seed=seed, num_samples=num_samples
+        *(streams, ["a", "b"], [0.8, 0.2], tokenizer),
+        sequence_length=16,
+        seed=seed,
+        num_samples=num_samples,
+        lanes=lanes,
     )
+
+
+def one_source(tokenizer, stream, num_samples, **settings):
+    settings = {"sequence_length": 8, "seed": 0, "num_samples": num_samples} | settings
+    return StreamingData([stream], ["x"], [1.0], tokenizer, **settings)
 
 
 @settings(max_examples=25, deadline=None)
-@given(sample=st.integers(0, 300), ahead=st.integers(0, 40), every=st.integers(1, 70))
-def test_resume_is_the_tail_of_the_uninterrupted_run(tokenizer, sample, ahead, every):
+@given(sample=st.integers(0, 300), ahead=st.integers(0, 40), characters=st.sampled_from([1, 200, 10_000]))
+def test_resume_is_the_tail_of_the_uninterrupted_run(tokenizer, sample, ahead, characters):
     whole = ids(make(tokenizer))
     assert len(whole) == 300
-    skipped = make(tokenizer)
-    skipped.skip(sample)
-    assert ids(skipped) == whole[sample:]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SNAPSHOT_EVERY", every)
-        interrupted = make(tokenizer)
-        list(islice(interrupted, sample + ahead))  # a loader reads ahead of what is trained on
-        state = json.loads(json.dumps(interrupted.state_dict(sample)))
-        resumed = make(tokenizer)
-        resumed.load_state_dict(state)
-        assert ids(resumed) == whole[sample:]
-        assert resumed.state_dict(sample)["consumed"] == sample
+    interrupted = make(tokenizer)
+    with closing(interrupted.micro_batches(1)) as batches:
+        list(islice(batches, sample + ahead))  # a loader reads ahead of what is trained on
+    state = json.loads(json.dumps(interrupted.state_dict(sample)))
+    resumed = make(tokenizer)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict(sample) == state
+    with pytest.MonkeyPatch.context() as patch:  # how much is tokenised at once is no part of the state
+        patch.setattr(reading, "_CHARACTERS", characters)
+        assert ids(resumed, sample) == whole[sample:]
 
 
-def test_state_is_close_and_of_these_sources(tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "_SNAPSHOT_EVERY", 32)
-    data = make(tokenizer)
-    list(islice(data, 200))
-    state = data.state_dict(170)
-    assert state["sample"] == 160
+def test_one_lane_reads_shard_by_shard(tokenizer):
+    """The definition, in full: the order in which documents are read is not to change between versions."""
+    documents = [
+        document
+        for epoch in range(9)
+        for shard in np.random.default_rng([5, 0, epoch]).permutation(len(SHARDS))
+        for document in SHARDS[shard]
+    ]
+    tokens = encode(documents, tokenizer)
+    data = one_source(tokenizer, Stream(len(SHARDS), SHARDS.__getitem__), 200, seed=5)
+    assert ids(data) == tokens[: 200 * 8].reshape(-1, 8).tolist()
+
+
+@pytest.mark.parametrize("shards", [1, 4, 5, 18])
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_all_lanes_together_read_every_document_once_a_pass(tokenizer, shards, lanes):
+    texts = [[f"shard {shard} document {number}" for number in range(shard % 3 * 5 + 1)] for shard in range(shards)]
+    documents = sorted(document for shard in texts for document in shard)
+    passes = [[], []]
+    for lane in range(lanes):
+        reader = reading.Reader(
+            *(Stream(shards, texts.__getitem__), "x", tokenizer, reading.Position(), (0, 0)), lane=lane, lanes=lanes
+        )
+        for text, position in reader._read(reading.Position()):
+            if position.epoch >= 2:
+                break
+            passes[position.epoch].append(text)
+    assert sorted(passes[0]) == sorted(passes[1]) == documents
+
+
+def test_seeds_and_passes_differ(tokenizer):
+    data = [one_source(tokenizer, Stream.of("abcdefgh"), 8, sequence_length=16, seed=seed) for seed in (1, 2)]
+    first, second = ([tokenizer.decode(block) for block in ids(stream)] for stream in data)
+    assert len({*first, *second}) == 16, "two tokens a document: each sample is one pass"
+
+
+def test_a_source_smaller_than_the_lanes_is_read_by_each(tokenizer):
+    """By one after the other: each document belongs to another lane in each pass."""
+    data = one_source(tokenizer, Stream.of(["fox", "dog", "cat"]), 64, sequence_length=4, lanes=8)
+    batches = list(data.micro_batches(1))
+    for lane in range(8):
+        text = "".join(tokenizer.decode(batch["input_ids"][0]) for batch in batches[lane::8])
+        assert set(text.split("<|endoftext|>")[:-1]) == {"fox", "dog", "cat"}
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("shards", [2, 6])
+def test_no_documents(tokenizer, lanes, shards):
+    data = one_source(tokenizer, Stream(shards, lambda _: []), 5, lanes=lanes)
+    with pytest.raises(DataError, match=r"^data source 'x' has no training documents; check its split and filters$"):
+        next(data.micro_batches(1))
+
+
+def test_an_error_arrives_as_it_is(tokenizer):
+    def read(shard):
+        yield "quick " * 100
+        raise DataError("data.sources[0].dataset='x' cannot be read after row 1: gone; repair the data")
+
+    before = threading.active_count()
+    batches = one_source(tokenizer, Stream(1, read), 500).micro_batches(1)
+    with pytest.raises(DataError, match=r"^data\.sources\[0\]\.dataset='x' cannot be read after row 1: gone; repair"):
+        next(batches)
+    assert threading.active_count() == before
+
+
+def test_a_state_of_other_sources_or_lanes(tokenizer):
+    data, state = make(tokenizer), make(tokenizer, lanes=2).state_dict(0)
+    with pytest.raises(DataError, match=r"^data state is of 2 lanes and data\.stream_lanes=1; resume with the recipe"):
+        data.load_state_dict(state)
+    state = one_source(tokenizer, Stream.of(["fox"]), 5).state_dict(0)
     with pytest.raises(DataError, match=r"^data state is of the sources \['x'\] and the recipe has \['a', 'b'\]"):
-        data.load_state_dict({**state, "positions": {"x": [0, 0, 0, 0]}})
-
-
-def test_every_document_once_a_pass(tokenizer):
-    documents = [document for shard in SHARDS for document in shard]
-    data = StreamingData(
-        [Stream(len(SHARDS), SHARDS.__getitem__)], ["a"], [1.0], tokenizer, sequence_length=8, seed=0, num_samples=500
-    )
-    tokens = [token for block in ids(data) for token in block]
-    text = tokenizer.decode(tokens).split("<|endoftext|>")
-    passes = [text[start : start + len(documents)] for start in (0, len(documents))]
-    assert sorted(passes[0]) == sorted(passes[1]) == sorted(documents)
-    assert passes[0] != passes[1], "shards are shuffled by pass"
-    assert ids(make(tokenizer, seed=1)) != ids(make(tokenizer, seed=2))
-
-
-def test_no_documents(tokenizer):
-    data = StreamingData([Stream(2, lambda _: [])], ["x"], [1.0], tokenizer, sequence_length=8, seed=0, num_samples=5)
-    with pytest.raises(DataError, match=r"^data source 'x' has no training documents"):
-        next(iter(data))
-
-
-def test_loader_without_workers(tokenizer, monkeypatch):
-    assert next(iter(DataLoader(make(tokenizer), batch_size=4)))["labels"].shape == (4, 16)
-    monkeypatch.setattr(module, "get_worker_info", lambda: SimpleNamespace(num_workers=1))
-    with pytest.raises(DataError, match=r"^dataloader_num_workers=1: every worker .*; use 0$"):
-        next(iter(make(tokenizer)))
+        data.load_state_dict(state)
 
 
 @pytest.fixture(params=["json", "parquet"])
@@ -123,23 +168,23 @@ def test_datasets_library(local_dataset, tokenizer):
     built = {}
     for streaming in (False, True):
         source = SourceSpec("s", **local_dataset, streaming=streaming)
-        spec = DataSpec(sequence_length=8, sources=[source], validation_fraction=0.2)
+        spec = DataSpec(sequence_length=8, sources=[source], validation_fraction=0.2, stream_lanes=2)
         (found,) = load_corpus(spec).sources
         assert sorted([*found.train, *found.validation]) == sorted(every)
         assert list(found.validation)
         built[streaming] = build_data(spec, tokenizer, seed=0, num_samples=60)
-        assert len(list(iter(built[streaming].train))) == 60 if streaming else True
     assert isinstance(built[False].train, TrainingData)
     assert isinstance(built[True].train, StreamingData)
     assert built[True].hash == build_data(spec, tokenizer, seed=0, num_samples=9).hash != built[False].hash
     held_out = built[False].validation["s"], built[True].validation["s"]
-    assert ids(held_out[0]) == ids(held_out[1])
+    assert held_out[0].blocks.tolist() == held_out[1].blocks.tolist()
     assert held_out[0].bytes_per_token == held_out[1].bytes_per_token
 
     stream = built[True].train
     whole = ids(stream)
-    stream.load_state_dict(stream.state_dict(37))
-    assert ids(stream) == whole[37:]
+    assert len(whole) == 60
+    stream.load_state_dict(stream.state_dict(40))
+    assert ids(stream, 40) == whole[40:]
 
 
 def test_validation_split(local_dataset):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -49,13 +50,13 @@ def run_processes(
             for pipe in wait([p for r, p in enumerate(pipes) if r not in results], timeout=left):
                 rank = pipes.index(pipe)  # pyright: ignore[reportArgumentType]
                 try:
-                    results[rank] = pipes[rank].recv()
+                    results[rank] = pickle.loads(pipes[rank].recv_bytes())
                 except EOFError:
                     results[rank] = (False, "died without a word")
             if any(not ok for ok, _ in results.values()):
                 end = min(end, time.monotonic() + 2.0)  # the others may be about to say why, or wait for it for ever
         for process in processes:
-            process.join(timeout=1.0 if len(results) == world else 0.0)
+            process.join(timeout=10.0 if len(results) == world else 0.0)
             process.kill()
     failed = [f"rank {rank}: {said}" for rank, (ok, said) in sorted(results.items()) if not ok]
     failed += [f"rank {rank}: still running" for rank in range(world) if rank not in results]
@@ -76,10 +77,15 @@ def _work(
         if init:
             method = f"file://{store}"
             dist.init_process_group("gloo", method, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-        send.send((True, function(*args)))
+        _send(send, True, function(*args))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def _send(pipe: Connection, ok: bool, said: Any) -> None:
+    """By value: multiprocessing would leave a tensor's memory with this process, which ends."""
+    pipe.send_bytes(pickle.dumps((ok, said)))
 
 
 class _Reporting:

@@ -152,14 +152,14 @@ def test_a_stream_goes_on_where_it_was(runner: Runner, monkeypatch: pytest.Monke
         runner.train("run", *overrides, fresh=True)
     assert (runner.out("run") / "checkpoint-8" / "stream.json").is_file()
     yielded = []
-    original = StreamingData.__iter__
+    original = StreamingData.micro_batches
 
-    def counted(self: StreamingData) -> Iterator[dict[str, torch.Tensor]]:
-        for sample in original(self):
-            yielded.append(sample)
-            yield sample
+    def counted(self: StreamingData, *args: Any, **kwargs: Any) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in original(self, *args, **kwargs):
+            yielded.extend(batch["input_ids"])
+            yield batch
 
-    monkeypatch.setattr(StreamingData, "__iter__", counted)
+    monkeypatch.setattr(StreamingData, "micro_batches", counted)
     runner.train("run", *overrides, fresh=True, resume=True)
     assert len(yielded) == 4 * 4
     assert_same_run(runner.out("run"), runner.out("reference"))

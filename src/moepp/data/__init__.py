@@ -11,7 +11,7 @@ from .packing import Progress, TrainingData, ValidationData, encode
 from .python_library import Function, load_held_out_functions, load_python_library
 from .sources import Corpus, Source, load_corpus, sample_documents, utf8_length
 from .spec import DataSpec, SourceSpec
-from .streaming import StreamingData
+from .streaming import StreamingData, merge_states
 from .tokenizer import check_vocabulary, load_tokenizer, tokenizer_hash, train_tokenizer
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "load_held_out_functions",
     "load_python_library",
     "load_tokenizer",
+    "merge_states",
     "read_files",
     "sample_documents",
     "tokenizer_hash",

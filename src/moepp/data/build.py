@@ -29,9 +29,10 @@ class Data:
     """What a run trains and validates on.
 
     Attributes:
-        train: in memory a map-style data set; with any streaming source an iterable one.
+        train: in memory a map-style data set; with any streaming source one that is read on the way.
         validation: by source.
-        hash: sha256 of everything that decides which sample comes when: corpus, weights, tokenizer, length and seed.
+        hash: sha256 of what decides which sample comes when: corpus, weights, tokenizer, length, seed and, of streaming
+            text, the lanes.
         corpus_hash: sha256 of the text alone, to compare runs with.
         rows: a table, one row per source and split: source, split, weight, documents, bytes, tokens, bytes_per_token
             and, for training data, epochs (how often this run sees the source); ``None`` where unknown.
@@ -78,7 +79,9 @@ def build_data(
                 tokens=tokens, bytes_per_token=validation[source.name].bytes_per_token
             )
 
+    identity = [corpus.hash, weights, tokenizer_hash(tokenizer), spec.sequence_length, seed]
     if any(source.streaming for source in corpus.sources):
+        identity.append(spec.stream_lanes)
         streams = [s.train if isinstance(s.train, Stream) else Stream.of(s.train) for s in corpus.sources]
         names = [source.name for source in corpus.sources]
         train: TrainingData | StreamingData = StreamingData(
@@ -86,6 +89,7 @@ def build_data(
             sequence_length=spec.sequence_length,
             seed=seed,
             num_samples=num_samples,
+            lanes=spec.stream_lanes,
         )
     else:
         blocks: list[np.ndarray] = []
@@ -102,8 +106,7 @@ def build_data(
             )
         train = TrainingData(blocks, weights, seed=seed, num_samples=num_samples)
 
-    identity = digest([corpus.hash, weights, tokenizer_hash(tokenizer), spec.sequence_length, seed])
-    return Data(train, validation, identity, corpus.hash, rows)
+    return Data(train, validation, digest(identity), corpus.hash, rows)
 
 
 def _validation(

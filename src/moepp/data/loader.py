@@ -5,12 +5,12 @@ different data, number r reads the micro-batches r, r + R, r + 2 R, …. An opti
 micro-batches, so what it learns from is the same at any R, and a run may go on with another R than it began with.
 """
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from ..errors import ConfigError
 from .packing import Sample, TrainingData
@@ -33,13 +33,13 @@ def train_loader(
     nothing from torch's global generator.
 
     Args:
-        data: a stream must have been given the state that belongs to ``first``, with its ``load_state_dict``.
+        data: a stream that goes on at ``first`` has been given the state of that place (``load_state_dict``).
         rank: which of the ``ranks`` processes that see different data this one is.
         first: micro-batches of the run, over all processes, that are done; a multiple of ``ranks``.
         num_workers: processes that gather samples in memory; a stream has its own thread and takes none.
 
     Raises:
-        ConfigError: a stream is asked for workers or for more processes than it has parts.
+        ConfigError: a stream is asked for workers, or its lanes cannot be shared equally by the processes.
     """
     assert 0 <= rank < ranks, (rank, ranks)
     assert first % ranks == 0, (first, ranks)
@@ -53,9 +53,13 @@ def train_loader(
             f"training.dataloader_num_workers={num_workers}: a stream is read by one thread of the training process, "
             "which knows where it is; use 0"
         )
-    if ranks > 1:
-        raise ConfigError(f"a stream for {ranks} processes is not there yet; use one")
-    return DataLoader(_Batched(data, batch_size, len(mine)), batch_size=None, **shared)
+    if data.lanes % ranks:
+        raise ConfigError(
+            f"data.stream_lanes={data.lanes} is not a multiple of the {ranks} processes that read different data; set "
+            f"it to {-(-data.lanes // ranks) * ranks}, or go on with a number of processes that divides it"
+        )
+    stream = _Stream(partial(data.micro_batches, batch_size, rank=rank, ranks=ranks, first=first), len(mine))
+    return DataLoader(stream, batch_size=None, **shared)
 
 
 class _MicroBatches(Sampler[list[int]]):
@@ -72,14 +76,14 @@ class _MicroBatches(Sampler[list[int]]):
             yield list(range(number * self.batch_size, (number + 1) * self.batch_size))
 
 
-class _Batched(IterableDataset[Sample]):
-    def __init__(self, data: StreamingData, batch_size: int, length: int):
-        self.data, self.batch_size, self.length = data, batch_size, length
+class _Stream(IterableDataset[Sample]):
+    """What ``read`` yields, of a known length."""
+
+    def __init__(self, read: Callable[[], Iterator[Sample]], length: int):
+        self.read, self.length = read, length
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Sample]:
-        samples = iter(self.data)
-        while len(batch := list(islice(samples, self.batch_size))) == self.batch_size:
-            yield default_collate(batch)
+        return self.read()

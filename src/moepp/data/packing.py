@@ -83,9 +83,8 @@ def to_blocks(tokens: np.ndarray, sequence_length: int, what: str) -> np.ndarray
 
 
 def to_sample(block: np.ndarray) -> Sample:
-    """``input_ids`` and ``labels``, int64 and equal: the model shifts them against each other."""
-    ids = torch.from_numpy(block.astype(np.int64))
-    return {"input_ids": ids, "labels": ids.clone()}
+    """``input_ids`` and ``labels`` of a block or several, int64 and equal: the model shifts them against each other."""
+    return {name: torch.from_numpy(block.astype(np.int64)) for name in ("input_ids", "labels")}
 
 
 class TrainingData(Dataset[Sample]):

@@ -57,12 +57,17 @@ class DataSpec:
         validation_fraction: share of documents (for ``python_library``, of module groups) held out, in [0, 1).
             0 leaves validation to sources with a ``validation_split``.
         max_validation_tokens: per source; evenly spaced blocks are used when more is held out.
+        stream_lanes: parts that streaming text is read in, each by one process, so the number of processes that read
+            different data must divide it. It decides, with the batch size of a process, which samples a step has; the
+            number of processes doesn't. A source with fewer files than lanes is read once by each lane, so more is not
+            better; the default serves the usual machines, with up to eight GPUs.
     """
 
     sequence_length: int = 256
     sources: list[SourceSpec] = field(default_factory=_python_library)
     validation_fraction: float = 0.05
     max_validation_tokens: int = 1_000_000
+    stream_lanes: int = 8
 
 
 def check_spec(spec: DataSpec) -> None:
@@ -76,6 +81,8 @@ def check_spec(spec: DataSpec) -> None:
             f"data.max_validation_tokens={spec.max_validation_tokens} is less than one block of "
             f"data.sequence_length={spec.sequence_length}; raise it"
         )
+    if spec.stream_lanes < 1:
+        raise ConfigError(f"data.stream_lanes={spec.stream_lanes} reads nothing; use the number of processes, or more")
     if not spec.sources:
         raise ConfigError("data.sources=[] gives nothing to train on; name at least one source")
     names: set[str] = set()

@@ -1,60 +1,49 @@
 """Training samples from sources that are read while training.
 
-Each sample's source is drawn by weight, as for data in memory; each source packs its own documents on the fly, in the
-order of its shards, which are shuffled by seed and pass. There is no shuffle buffer: it would make the order depend on
-what a crash lost.
+Each sample's source is drawn by weight, as for data in memory. The text of each source is dealt to a fixed number of
+*lanes*, each packs its own documents on the fly, in the order of its shards, which are shuffled by seed and pass, and
+micro-batch m comes from lane m modulo their number. So several processes read one run's samples without reading each
+other's, and which samples a step has depends on the number of lanes, not of processes. There is no shuffle buffer: it
+would make the order depend on what a crash lost.
 
-Resuming is exact and by two ways. ``skip(n)`` reads and tokenises the first n samples again: always possible, slow
-late in a run. ``state_dict(consumed)`` names the documents that a sample shortly before ``consumed`` begins in, and
-``load_state_dict`` reads on from there: it re-reads at most one shard per source, and tokenises almost nothing.
+Resuming is exact, with any number of processes that divides the lanes. ``state_dict`` says where each lane is in each
+source; from there ``load_state_dict`` reads on: it re-reads at most one shard per lane and source, and tokenises
+almost nothing again.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from copy import deepcopy
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
 from .hub import Stream
 from .mixture import iterate_sources
-from .packing import BATCH, Sample, encode, to_sample
+from .packing import Sample, to_sample
+from .prefetch import prefetch
+from .reading import Position, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SNAPSHOT_EVERY = 1024
-_SNAPSHOTS = 16  # far more samples than a loader reads ahead
+_AHEAD = 32  # micro-batches
+_HISTORY = 64  # micro-batches of a lane that a trainer may have fetched and not finished
+
+_Places = list[Position]  # of one lane, by source
 
 
-class Position(NamedTuple):
-    """Where the next token of one source is.
-
-    Attributes:
-        epoch: passes over the source before this one.
-        shard: shards read before this one, in the order of this pass.
-        document: documents of this shard read before this one.
-        token: tokens already taken, counted from this document's first.
-    """
-
-    epoch: int = 0
-    shard: int = 0
-    document: int = 0
-    token: int = 0
-
-
-class StreamingData(IterableDataset[Sample]):
-    """The first ``num_samples`` samples of an endless mixture; sample i is a function of the seed and i.
-
-    Read it in the training process, without loader workers. In a distributed run one process reads and sends the
-    others their part (``accelerate`` does so for iterable data).
+class StreamingData:
+    """``num_samples`` samples of an endless mixture, for one process or several.
 
     Args:
         streams: of each source.
         names: of each source, for errors.
         weights: of each source; they sum to one.
+        lanes: parts that the text is read in; the number of processes must divide it.
     """
 
     def __init__(
@@ -67,109 +56,97 @@ class StreamingData(IterableDataset[Sample]):
         sequence_length: int,
         seed: int,
         num_samples: int,
+        lanes: int = 1,
     ):
         self.streams, self.names, self.weights = list(streams), list(names), list(weights)
-        self.tokenizer, self.sequence_length, self.seed = tokenizer, sequence_length, seed
-        self.num_samples = num_samples
-        self._first = 0
-        self._snapshots: deque[tuple[int, list[Position]]] = deque(maxlen=_SNAPSHOTS)
-        self._start: tuple[int, list[Position]] = (0, [Position() for _ in self.streams])
+        self.tokenizer = deepcopy(tokenizer)  # two threads must not use one: each call sets it up anew
+        self.sequence_length, self.seed, self.num_samples, self.lanes = sequence_length, seed, num_samples, lanes
+        self._start_at(0, [[Position()] * len(self.names)] * lanes)
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def skip(self, samples: int) -> None:
-        """Let the next iteration begin at sample number ``samples``, counted from the run's first."""
-        self._first = samples
-        self._start = (0, [Position() for _ in self.streams])
+    def state_dict(self, samples: int) -> dict[str, Any]:
+        """Where this process's lanes are after the run's first ``samples`` samples: a few integers per source.
 
-    def state_dict(self, consumed: int) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to continue at sample ``consumed``: a few integers per source.
-
-        ``consumed`` is the trainer's count, not this data set's: a loader reads ahead.
+        ``samples`` is the trainer's count, not this object's: it reads ahead. The states of all processes make one with
+        :func:`merge_states`, which is what ``load_state_dict`` takes.
         """
-        earlier = [snapshot for snapshot in [self._start, *self._snapshots] if snapshot[0] <= consumed]
-        sample, positions = max(earlier, default=(0, [Position() for _ in self.streams]))
-        by_name = {name: [*position] for name, position in zip(self.names, positions, strict=True)}
-        return {"consumed": consumed, "sample": sample, "positions": by_name}
+        lanes = {
+            str(lane): dict(zip(self.names, map(list, _at(history, samples)), strict=True))
+            for lane, history in self._history.items()
+        }
+        return {"samples": samples, "lanes": lanes}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; ``DataError`` when it is of other sources."""
-        positions: Any = state.get("positions", {})
-        if list(positions) != self.names:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the state of a whole run was taken; ``DataError`` when it is of other sources or lanes."""
+        lanes: dict[str, dict[str, list[int]]] = state.get("lanes", {})
+        for places in lanes.values():
+            if list(places) != self.names:
+                raise DataError(
+                    f"data state is of the sources {[*places]} and the recipe has {self.names}; "
+                    "resume with the recipe that wrote it"
+                )
+        if set(lanes) != set(map(str, range(self.lanes))):
             raise DataError(
-                f"data state is of the sources {[*positions]} and the recipe has {self.names}; "
+                f"data state is of {len(lanes)} lanes and data.stream_lanes={self.lanes}; "
                 "resume with the recipe that wrote it"
             )
-        self._first = int(state["consumed"])
-        self._start = (int(state["sample"]), [Position(*position) for position in positions.values()])
+        places = [[Position(*position) for position in lanes[str(lane)].values()] for lane in range(self.lanes)]
+        self._start_at(int(state["samples"]), places)
 
-    def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        if worker is not None:
-            raise DataError(
-                f"dataloader_num_workers={worker.num_workers}: every worker would read the whole stream, "
-                "and none could say where it is; use 0"
-            )
-        start, positions = self._start
-        self._snapshots.clear()
-        readers = [
-            _Reader(stream, name, self.tokenizer, position, (self.seed, index))
-            for index, (stream, name, position) in enumerate(zip(self.streams, self.names, positions, strict=True))
+    def micro_batches(self, batch_size: int, *, rank: int = 0, ranks: int = 1, first: int = 0) -> Iterator[Sample]:
+        """The micro-batches of one process, as :func:`moepp.data.train_loader` says, read ahead in a thread.
+
+        Raises:
+            DataError: while iterating: text cannot be read.
+        """
+        assert self.lanes % ranks == 0, (self.lanes, ranks)
+        assert first * batch_size == self._samples, f"at sample {self._samples}: load_state_dict comes first"
+        self._forget(range(rank, self.lanes, ranks))
+        return self._prefetched(batch_size, rank, ranks, first)
+
+    def _start_at(self, samples: int, places: Sequence[_Places]) -> None:
+        self._samples, self._start = samples, list(places)
+        self._forget(range(self.lanes))
+
+    def _forget(self, lanes: range) -> None:
+        """Keep no places but the first, and those of no other lanes."""
+        # By lane, its latest places, each with the run's samples up to there.
+        self._history = {lane: deque([(self._samples, self._start[lane])], _HISTORY) for lane in lanes}
+
+    def _prefetched(self, batch_size: int, rank: int, ranks: int, first: int) -> Iterator[Sample]:
+        with closing(prefetch(self._read(batch_size, rank, ranks, first), _AHEAD)) as batches:
+            for number, batch, places in batches:
+                self._history[number % self.lanes].append(((number + 1) * batch_size, places))
+                yield batch
+
+    def _read(self, batch_size: int, rank: int, ranks: int, first: int) -> Iterator[tuple[int, Sample, _Places]]:
+        """Each micro-batch with its number, and where its lane is after it."""
+        readers = {lane: self._readers(lane) for lane in range(rank, self.lanes, ranks)}
+        drawn = iterate_sources(self.weights, self.seed, first * batch_size)
+        for number in range(first, self.num_samples // batch_size):
+            sources = list(islice(drawn, batch_size))
+            if number % ranks == rank:
+                lane = readers[number % self.lanes]
+                blocks = np.stack([lane[source].take(self.sequence_length) for source in sources])
+                yield number, to_sample(blocks), [reader.position for reader in lane]
+
+    def _readers(self, lane: int) -> list[Reader]:
+        parts = zip(self.streams, self.names, self._start[lane], strict=True)
+        return [
+            Reader(stream, name, self.tokenizer, start, (self.seed, index), lane=lane, lanes=self.lanes)
+            for index, (stream, name, start) in enumerate(parts)
         ]
-        drawn = iterate_sources(self.weights, self.seed, start)
-        for sample, source in zip(range(start, self.num_samples), drawn, strict=False):
-            if sample % _SNAPSHOT_EVERY == 0:
-                self._snapshots.append((sample, [reader.position for reader in readers]))
-            block = readers[source].take(self.sequence_length)
-            if sample >= self._first:
-                yield to_sample(block)
 
 
-class _Reader:
-    """The endless tokens of one source, and where they are."""
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of a whole run from those of its processes, in any order."""
+    lanes = {lane: places for state in states for lane, places in state["lanes"].items()}
+    (samples,) = {state["samples"] for state in states}
+    return {"samples": samples, "lanes": lanes}
 
-    def __init__(
-        self, stream: Stream, name: str, tokenizer: "PreTrainedTokenizerBase", start: Position, seed: tuple[int, int]
-    ):
-        self.stream, self.name, self.tokenizer, self.seed = stream, name, tokenizer, seed
-        self._documents = self._read(start)
-        self._begin, self._taken = start, start.token  # where the tokens at hand start, and how many of them are taken
-        self._tokens, self._next = self._encode_batch()
 
-    @property
-    def position(self) -> Position:
-        return self._begin._replace(token=self._taken)
-
-    def take(self, count: int) -> np.ndarray:
-        pieces: list[np.ndarray] = []
-        while count:
-            if self._taken == len(self._tokens):
-                self._begin, self._taken = self._next, 0
-                self._tokens, self._next = self._encode_batch()
-            piece = self._tokens[self._taken : self._taken + count]
-            pieces.append(piece)
-            self._taken += len(piece)
-            count -= len(piece)
-        return np.concatenate(pieces)
-
-    def _encode_batch(self) -> tuple[np.ndarray, Position]:
-        """The tokens of the next documents, and the position after them."""
-        batch = list(islice(self._documents, BATCH))
-        return encode([text for text, _ in batch], self.tokenizer), batch[-1][1]
-
-    def _read(self, start: Position) -> Iterator[tuple[str, Position]]:
-        """Every document from ``start`` on, with the position after it."""
-        epoch, first_shard, first_document = start.epoch, start.shard, start.document
-        while True:
-            order = np.random.default_rng([*self.seed, epoch]).permutation(self.stream.num_shards)
-            empty = not (first_shard or first_document)
-            for shard in range(first_shard, len(order)):
-                documents = self.stream.read_shard(int(order[shard]))
-                for number, text in enumerate(islice(documents, first_document, None), start=first_document):
-                    empty = False
-                    yield text, Position(epoch, shard, number + 1)
-                first_document = 0
-            if empty:
-                raise DataError(f"data source {self.name!r} has no training documents; check its split and filters")
-            epoch, first_shard = epoch + 1, 0
+def _at(history: Sequence[tuple[int, _Places]], samples: int) -> _Places:
+    """The latest place that is not behind the run's first ``samples`` samples."""
+    return next(places for count, places in reversed(history) if count <= samples)

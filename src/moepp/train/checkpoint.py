@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ConfigError, DataError
 from ..files import sync
 
+STREAM_FILE = "stream.json"
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"

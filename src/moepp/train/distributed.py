@@ -1,7 +1,8 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,12 @@ from transformers.distributed.checkpoint import _redistribute_state_dict
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
+from ..errors import ConfigError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
+from .ranks import agreed, rank, world_size
+
+Made = TypeVar("Made")
 
 
 def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | str) -> MoEPPForCausalLM:
@@ -31,15 +36,31 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
 
 
 def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
-    """Shards a model's parameters in place; on one process it stays as it is."""
+    """Shards a model's parameters in place; on one process it stays as it is.
+
+    Raises:
+        ConfigError: its embeddings are tied, which transformers puts into two groups of FSDP2's and PyTorch refuses.
+    """
     if layout.world_size == 1:
         return model
+    if model.config.tie_word_embeddings:
+        raise ConfigError(
+            "model.tie_word_embeddings=True cannot be trained by several processes: FSDP2 does not find the two in one "
+            "group; set it to False, or train on one process"
+        )
+    # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     engine, _, mesh = model.prepare_distribute_model(
         DistributedConfig(
             dp_replicate_size=layout.replicate_size, fsdp_size=layout.fsdp_size, ep_size=layout.ep_size, tp_size=1
         )
     )
     return model.maybe_distribute_model(model, engine, mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a parameter, or all of a tensor that has none."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,14 +75,60 @@ def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
 
 def contiguous_shards(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Any:
     """A state whose shards torch.distributed.checkpoint can describe, or with ``like`` the way back."""
-    return _redistribute_state_dict(state, like)
+    return _redistribute_state_dict(state, like)  # pyright: ignore[reportArgumentType]
 
 
-def total(tensors: list[Tensor]) -> list[Tensor]:
+def total(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sums over all processes, in one exchange of float64; on one process the tensors as they are."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensors
+    if not _several():
+        return list(tensors)
     flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(like.shape).to(like.dtype) for part, like in zip(parts, tensors, strict=True)]
+
+
+def stacked(tensor: Tensor) -> Tensor:
+    """(processes, …) every process's tensor, in the order of their ranks."""
+    if not _several():
+        return tensor.unsqueeze(0)
+    every = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(every, tensor)
+    return torch.stack(every)
+
+
+def from_first(what: str, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns on the first process, on all of them; see :func:`.ranks.agreed`."""
+    box: list[Any] = [agreed(what, lambda: make() if rank() == 0 else None)]
+    if _several():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gathered(value: Made) -> list[Made]:
+    """Every process's value, in the order of their ranks."""
+    if not _several():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Returns once every process has come here."""
+    if _several():
+        dist.barrier()
+
+
+def _several() -> bool:
+    return world_size() > 1
+
+
+def full_state(model: MoEPPForCausalLM) -> dict[str, Tensor]:
+    """All weights whole and in CPU memory, on the first process; empty on the others, which must call this too."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if not _several():
+        return dict(model.state_dict())
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import EXPERT_TYPES, ExpertLayout
 from ..layers import RoutingStats
+from .distributed import stacked, total
 
 
 @dataclass
@@ -30,14 +31,21 @@ class Window:
         counts = [layer.detach() for layer in stats]
         self.stats = [a + b for a, b in zip(self.stats, counts, strict=True)] if self.stats else counts
 
-    def to_cpu(self) -> None:
-        """Fetches all sums in one transfer: each one from a GPU waits for everything that was asked of it."""
-        lm_loss, balance_loss, *counts = on_cpu(
-            [torch.as_tensor(self.lm_loss), torch.as_tensor(self.balance_loss), *chain.from_iterable(self.stats)]
-        )
+    def gather(self) -> Tensor:
+        """Sums over processes, and fetches all in one transfer: each one from a GPU waits for all that was asked of it.
+
+        All processes must come here together.
+
+        Returns:
+            (processes, layers, experts) kept assignments of each process's own tokens.
+        """
+        kept_by_rank = stacked(torch.stack([layer.kept for layer in self.stats])).cpu()
+        sums = [torch.as_tensor(self.lm_loss), torch.as_tensor(self.balance_loss), *chain.from_iterable(self.stats)]
+        lm_loss, balance_loss, *counts = on_cpu(total(sums))
         self.lm_loss, self.balance_loss = lm_loss, balance_loss
         width = len(RoutingStats._fields)
         self.stats = [RoutingStats(*counts[i : i + width]) for i in range(0, len(counts), width)]
+        return kept_by_rank
 
     def metrics(self, layout: ExpertLayout, seconds: float) -> dict[str, float]:
         """The numbers to log, per step or over all tokens of the window, whose steps took so many seconds."""
@@ -51,6 +59,24 @@ class Window:
         logs |= routing_metrics(self.stats, layout)
         logs |= {f"layer_{i}/balance_loss": float(value) for i, value in enumerate(balance)}
         return logs
+
+
+def rank_imbalance(kept_by_rank: Tensor, ffn: int, ep_size: int) -> float:
+    """FFN rows of the busiest process over their mean, each layer's summed: a layer waits for its busiest process.
+
+    Args:
+        kept_by_rank: (processes, layers, experts) kept assignments of each process's tokens.
+        ffn: FFN experts, which come first.
+        ep_size: neighbouring processes that share the experts; 1 computes its own tokens' rows.
+    """
+    ranks, layers, _ = kept_by_rank.shape
+    group = kept_by_rank[:, :, :ffn].view(ranks // ep_size, ep_size, layers, ffn)
+    if ep_size > 1:  # a process computes its experts' rows for all tokens of its group
+        owned = group.sum(dim=1).view(-1, layers, ep_size, ffn // ep_size)
+        rows = owned.sum(dim=-1).transpose(1, 2).reshape(ranks, layers)
+    else:
+        rows = group.sum(dim=-1).view(ranks, layers)
+    return float(rows.amax(dim=0).sum() / rows.double().mean(dim=0).sum().clamp_min(1.0))
 
 
 def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:

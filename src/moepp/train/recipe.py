@@ -1,7 +1,11 @@
 """A training run as data: YAML plus dotted overrides, checked before anything heavy starts.
 
 Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
-``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``output_dir``, ``seed``, ``license``.
+``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``,
+``seed``, ``license``.
+
+``training.gradient_accumulation_steps`` counts the micro-batches of one optimizer step over all processes, which share
+them: a recipe means the same optimization on any number of processes.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from ..data import DataSpec
 from ..errors import ConfigError, nearest
 from ..fields import check_section
 from ..model import MoEPPConfig, preset
+from .layout import DistributedSpec
 
 logger = logging.getLogger("moepp.train")
 
@@ -72,6 +77,7 @@ class Recipe:
     data: DataSpec = field(default_factory=DataSpec)
     optimization: Optimization = field(default_factory=Optimization)
     training: dict[str, Any] = field(default_factory=dict)
+    distributed: DistributedSpec = field(default_factory=DistributedSpec)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -107,8 +113,13 @@ class Recipe:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that one optimizer step takes."""
-        return self.training.get("per_device_train_batch_size", 8) * self.training.get("gradient_accumulation_steps", 1)
+        """Samples that one optimizer step takes, over all processes."""
+        return self.training.get("per_device_train_batch_size", 8) * self.micro_batches_per_step
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches that one optimizer step takes, over all processes."""
+        return self.training.get("gradient_accumulation_steps", 1)
 
     def model_config(self, **overrides: Any) -> MoEPPConfig:
         """The model's configuration, with what the tokenizer decides filled in.

@@ -1,5 +1,6 @@
 """transformers' Trainer with the paper's optimizer and schedule, routing in its logs and checkpoints written whole."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,20 +8,23 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..config import MoEConfig
-from ..data import TrainingData, ValidationData
+from ..data import StreamingData, TrainingData, ValidationData, train_loader
 from ..model import MoEPPForCausalLM
+from ..model.balance import GlobalCounts
 from . import checkpoint
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
+from .distributed import total
 from .diverged import TrainingDiverged, bad_weights, diagnose
-from .metrics import Window
+from .layout import Layout
+from .metrics import Window, rank_imbalance
 from .recipe import Optimization
-from .stream import CountedStream
 
 
 class MoEPPTrainer(Trainer):
@@ -31,6 +35,8 @@ class MoEPPTrainer(Trainer):
         identity: what a run must share with a checkpoint to resume from it; sealed into each.
         validation: held-out sets by source.
         weights: of the sources in the mixture.
+        layout: the processes that train together.
+        first_step: optimizer steps that the checkpoint to resume from has behind it.
     """
 
     def __init__(
@@ -40,6 +46,8 @@ class MoEPPTrainer(Trainer):
         identity: Mapping[str, Any],
         validation: dict[str, ValidationData],
         weights: dict[str, float],
+        layout: Layout,
+        first_step: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, eval_dataset=validation or None, **kwargs)  # pyright: ignore[reportArgumentType]
@@ -47,9 +55,12 @@ class MoEPPTrainer(Trainer):
         self.identity = identity
         self.validation = validation
         self.weights = weights
+        self.layout = layout
+        self.first_step = first_step
         self.run = Path(str(self.args.output_dir))
         self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
         self.window = Window()
+        self.global_counts = GlobalCounts()
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.alerts = RoutingAlerts(self.moe)
@@ -74,14 +85,24 @@ class MoEPPTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return SequentialSampler(cast(TrainingData, self.train_dataset))  # the order is the data's own, and its seed's
-
     # One step
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's micro-batches, from the first step to take on."""
+        return train_loader(
+            cast(TrainingData | StreamingData, self.train_dataset),
+            batch_size=self._train_batch_size,
+            rank=self.layout.rank,
+            ranks=self.layout.world_size,
+            first=self.first_step * self.args.gradient_accumulation_steps * self.layout.world_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; a step begins with fetching its samples."""
         self.clock.start()
+        self.global_counts.reset()
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -95,17 +116,21 @@ class MoEPPTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Trainer's, collecting the routing on the way."""
+        inputs = inputs | {"global_counts": self.global_counts}
         result: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss, outputs = result
         if model.training:
-            share = 1 / self.current_gradient_accumulation_steps
+            share = 1 / (self.current_gradient_accumulation_steps * self.layout.world_size)
             self.window.add(outputs["lm_loss"], outputs["layer_balance_loss"], share, outputs["routing_stats"])
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's; a loss or norm that is not finite ends the run before the optimizer can spoil the weights."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        if not (math.isfinite(norm) and math.isfinite(self._step_loss)):
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        (loss,) = total([torch.as_tensor(self._step_loss)])  # all processes stop, or none
+        if not (math.isfinite(norm) and math.isfinite(loss)):
             raise self._diverged(self.state.global_step + 1)
         self._batches.clear()
         self._step_loss = 0.0
@@ -117,9 +142,12 @@ class MoEPPTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the window's metrics beside its loss."""
         if "loss" in logs and self.window.stats:
-            self.window.to_cpu()
+            kept_by_rank = self.window.gather()
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
-            if self.state.global_step > self.optimization.warmup_steps:  # a router that warms up is off by nature
+            if self.layout.world_size > 1:
+                logs["rank_imbalance"] = rank_imbalance(kept_by_rank, self.moe.num_ffn_experts, self.layout.ep_size)
+            # A router that warms up is off by nature.
+            if self.layout.first and self.state.global_step > self.optimization.warmup_steps:
                 self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
@@ -175,9 +203,9 @@ class MoEPPTrainer(Trainer):
             with checkpoint.writing(self.run, name):
                 super()._save_checkpoint(model, trial)
                 written = checkpoint.staging(self.run) / name
-                if isinstance(self.train_dataset, CountedStream):
+                if isinstance(self.train_dataset, StreamingData):
                     samples = self.state.global_step * self._train_batch_size * self.args.gradient_accumulation_steps
-                    self.train_dataset.save(samples, written)
+                    (written / checkpoint.STREAM_FILE).write_text(json.dumps(self.train_dataset.state_dict(samples)))
                 checkpoint.publish(written, self.run, self.identity)
         finally:
             self._saving = False
