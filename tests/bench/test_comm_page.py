@@ -66,6 +66,12 @@ def test_a_table_gives_times_bytes_and_gain() -> None:
     assert "An exchange of one number took 100 µs." in text
 
 
+def test_gains_stand_by_tau_and_bandwidth() -> None:
+    text = comm_page({"link": results(*SWEEP)})
+    assert "| tau | of vanilla's pairs | 25 Mbit/s | 100 Mbit/s | no limit |" in text
+    assert "| 0.75 | 100.0% | 1.50× ± 0.10 | 1.50× ± 0.10 | 1.50× ± 0.10 |" in text
+
+
 def test_where_nothing_is_gained_is_listed() -> None:
     assert "Nowhere in these measurements." in comm_page({"link": results(*SWEEP)})
     doubtful, slower = row(0.75, 25.0, gain=1.05, gain_iqr=0.2), row(1.0, 25.0, gain=0.97)

@@ -32,8 +32,11 @@ DEVICE = "moepp"
 """The link's name in each process's namespace."""
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _SET_INTERFACE, _TUN, _NO_PACKET_INFO = 0x400454CA, 0x0001, 0x1000
-_TUN_MTU = 16000  # bytes: few packets for a switch of Python; one must fit into the token bucket
-_BURST = 32768  # bytes that a link takes at once, above its bandwidth
+_TUN_MTU = 9000  # bytes: few packets for a switch of Python
+# What a link takes at once, above its bandwidth: a packet or two, or the bandwidth over so many seconds. A large bucket
+# would let small messages pass as if there were no limit.
+_BURST_PACKETS = {"cables": 3000, "packets": 9500}  # bytes
+_BURST_S = 2e-4
 _DESTINATION = slice(16, 20)  # of an IPv4 header
 
 
@@ -73,9 +76,10 @@ def build(workers: Workers, ranks: int, latency_ms: float) -> None:
 
 def shape(workers: Workers, ranks: int, link: Link) -> None:
     """Limits the links' bandwidth, or lifts the limit."""
-    workers.call(_shape, [DEVICE], link.bandwidth_mbit, among=range(ranks))
+    least = _BURST_PACKETS["packets" if link.latency_ms else "cables"]
+    workers.call(_shape, [DEVICE], link.bandwidth_mbit, least, among=range(ranks))
     if not link.latency_ms:
-        workers.call(_shape, [f"port{rank}" for rank in range(ranks)], link.bandwidth_mbit, among=[ranks])
+        workers.call(_shape, [f"port{rank}" for rank in range(ranks)], link.bandwidth_mbit, least, among=[ranks])
 
 
 def sent_bytes() -> int | None:
@@ -161,13 +165,14 @@ def _join(rank: int) -> None:
     _run(f"ip link set {DEVICE} up")
 
 
-def _shape(_: int, devices: Sequence[str], bandwidth_mbit: float | None) -> None:
+def _shape(_: int, devices: Sequence[str], bandwidth_mbit: float | None, least_burst: int) -> None:
     for device in devices:
         if bandwidth_mbit is None:
             subprocess.run(["tc", "qdisc", "delete", "dev", device, "root"], capture_output=True, check=False)
         else:
-            rate = f"{round(bandwidth_mbit * 1e6)}bit"
-            _run(f"tc qdisc replace dev {device} root tbf rate {rate} burst {_BURST} latency 1s")
+            rate = round(bandwidth_mbit * 1e6)
+            burst = max(least_burst, round(rate / 8 * _BURST_S))
+            _run(f"tc qdisc replace dev {device} root tbf rate {rate}bit burst {burst} latency 1s")
 
 
 def _run(command: str) -> None:

@@ -11,8 +11,8 @@ from .comm_rows import CommResults, CommRow
 FOLDER = "communication"
 """Within the folder of results."""
 SERIAL = 2.0
-"""How often two processes' payload passes the link in gloo's all-to-all: a process asks for its peer's rows through the
-connection on which it sends its own, and so gets them after those."""
+"""How often a process's payload takes the link's time in gloo's all-to-all: it asks for its peer's rows through the
+connection on which it sends its own, and gets them after those."""
 
 INTRODUCTION = """\
 # What expert parallelism sends
@@ -35,9 +35,9 @@ at a barrier and ends when the slowest process is through. Times are medians of 
 quartiles. *Over vanilla* is the vanilla twin's step over this one's in the same round, its median. *Exchange* is the
 time that a process spends in all-to-alls, including that in which it waits for the others; *compute* is the rest of its
 step. Where there are more processes than cores, they share them, and compute takes longer than it would on as many
-machines. *MB sent* is computed from what enters the all-to-alls, for other processes only, by one process in one step; *MB
-wire* is what the process's network interface counted, headers included. A layer alone is measured: a whole model has
-attention, the optimizer and FSDP's own traffic besides, the same for both, which make all gains smaller.
+machines. *MB sent* is computed from what enters the all-to-alls, for other processes only, by one process in one step;
+*MB wire* is what the process's network interface counted, headers included. A layer alone is measured: a whole model
+has attention, the optimizer and FSDP's own traffic besides, the same for both, which make all gains smaller.
 
 **Links.** Each process is in a network namespace of its own, connected by virtual Ethernet cables to a bridge; the
 kernel's token bucket (`tc … tbf`) limits both directions of each cable. Where latency is added, packets go through TUN
@@ -48,9 +48,18 @@ the command says so and skips them."""
 MODEL = """\
 **The lines are a model**, the points are measured: a step over a link takes as long as without a limit, plus what the
 process sends over the bandwidth, times 2 for the two directions. Gloo, through which the processes talk, asks for a
-peer's rows over the connection on which it sends its own, so that the two directions of a pair follow each other (seen:
-0.79 MB in one direction take 64 ms at 100 Mbit/s, in both directions 128 ms for one of the two processes). A transport
-that sends in both directions at a time would halve the bandwidth at which a given gain is reached."""
+peer's rows over the connection on which it sends its own, so that without latency the two directions follow each other
+(seen in an all-to-all alone: 0.79 MB each way at 25 Mbit/s take one process 263 ms and the other 525; one way alone
+263). A transport that sends both ways at a time would halve the bandwidth at which a given gain is reached; so does
+latency here, when both have asked before either answers."""
+
+
+NO_GAIN = """\
+MoE++ goes through as many exchanges as its twin, five a step, and its larger router and its zero-computation experts
+are work that the twin has not. Where a step is mostly that, with few tokens or a narrow layer, nothing is gained;
+latency moves the gain towards 1 as well, and the faster the link, the more of the gain is compute's. Compute itself
+shrinks less than the pairs do where each expert has few of them: reading its weights costs more than multiplying. These
+are the measurements whose gain is not above 1 by more than half the distance between its quartiles:"""
 
 
 def cells(row: CommRow) -> list[str]:
@@ -79,9 +88,11 @@ def comm_page(results: dict[str, CommResults], images: str = "images") -> str:
     Args:
         images: where the plots are, seen from the page.
     """
-    parts = [INTRODUCTION]
-    parts += [f"![Step time and bytes, {name}]({images}/{picture(name)})" for name in results if plotted(results[name])]
-    if len(parts) > 1:
+    parts = [INTRODUCTION, "## Step time against bandwidth"]
+    swept = {name: rows for name, one in results.items() if (rows := plotted(one))}
+    for name, rows in swept.items():
+        parts += [f"![Step time and bytes, {name}]({images}/{picture(name)})", _gains(rows)]
+    if swept:
         parts.append(MODEL)
     parts += _no_gain([row for one in results.values() for row in one.rows])
     for one in results.values():
@@ -112,6 +123,21 @@ def modelled_step(free: CommRow, bandwidth_mbit: float) -> float:
     return free.step_s + SERIAL * free.payload_bytes * 8 / (bandwidth_mbit * 1e6)
 
 
+def _gains(rows: Sequence[CommRow]) -> str:
+    """The gain over vanilla, a line for each tau and a column for each bandwidth, and the share of the pairs."""
+    limits = list(dict.fromkeys(row.bandwidth_mbit for row in rows))
+    lines = [
+        ["tau", "of vanilla's pairs", *(str(Link(limit)) for limit in limits)],
+        ["---", *["--:"] * (len(limits) + 1)],
+    ]
+    pairs = rows[0].pairs or 1.0
+    for tau in dict.fromkeys(row.tau for row in rows if row.tau is not None):
+        of = {row.bandwidth_mbit: row for row in rows if row.tau == tau}
+        gains = [f"{of[limit].gain or 0.0:.2f}× ± {(of[limit].gain_iqr or 0.0) / 2:.2f}" for limit in limits]
+        lines.append([f"{tau:g}", f"{(of[limits[0]].pairs or 0.0) / pairs:.1%}", *gains])
+    return _markdown(lines)
+
+
 def _title(row: CommRow) -> str:
     link = str(Link(row.bandwidth_mbit, row.latency_ms)) if row.linked else "no link"
     return f"{row.size}, {row.processes} processes, {row.tokens} tokens each, {row.routing} routing: {link}"
@@ -123,7 +149,11 @@ def _table(rows: Sequence[CommRow]) -> list[str]:
     names = ("variant", "step", "exchange", "compute", "MB sent", "MB wire", "over vanilla")
     lines = [names, ["---"] + ["--:"] * (len(names) - 1), *map(cells, rows)]
     small = f"An exchange of one number took {duration(rows[0].small_exchange_s or 0.0)}."
-    return ["\n".join(f"| {' | '.join(line)} |" for line in lines), small]
+    return [_markdown(lines), small]
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _no_gain(rows: Sequence[CommRow]) -> list[str]:
@@ -134,4 +164,4 @@ def _no_gain(rows: Sequence[CommRow]) -> list[str]:
         if row.tau is not None and row.gain is not None and row.gain - (row.gain_iqr or 0.0) / 2 <= 1
     ]
     text = "\n".join(found) if found else "Nowhere in these measurements."
-    return ["## Where MoE++ is not faster", text, "## All measurements"]
+    return ["## Where MoE++ is not faster", NO_GAIN, text, "## All measurements"]
