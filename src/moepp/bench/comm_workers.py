@@ -19,7 +19,7 @@ class WorkerFailed(RuntimeError):
 class Workers:
     """So many processes, forked from one that has the imports behind it; used as a context, which ends them.
 
-    They end with this process, too, however that ends.
+    They end with this process, too; if it is killed, after the function that they are at.
     """
 
     def __init__(self, count: int) -> None:
