@@ -91,6 +91,7 @@ def comm_page(results: dict[str, CommResults], images: str = "images") -> str:
     parts = [INTRODUCTION, "## Step time against bandwidth"]
     swept = {name: rows for name, one in results.items() if (rows := plotted(one))}
     for name, rows in swept.items():
+        parts.append(f"**{_work(rows[0])}: speed-up of a step over vanilla**")
         parts += [f"![Step time and bytes, {name}]({images}/{picture(name)})", _gains(rows)]
     if swept:
         parts.append(MODEL)
@@ -140,7 +141,11 @@ def _gains(rows: Sequence[CommRow]) -> str:
 
 def _title(row: CommRow) -> str:
     link = str(Link(row.bandwidth_mbit, row.latency_ms)) if row.linked else "no link"
-    return f"{row.size}, {row.processes} processes, {row.tokens} tokens each, {row.routing} routing: {link}"
+    return f"{_work(row)}, {row.routing} routing: {link}"
+
+
+def _work(row: CommRow) -> str:
+    return f"{row.size}, {row.processes} processes, {row.tokens} tokens each"
 
 
 def _table(rows: Sequence[CommRow]) -> list[str]:
