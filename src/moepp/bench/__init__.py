@@ -2,6 +2,7 @@
 
 from .layers import PASSES, layer_group
 from .learned import Learned
+from .loader import measure_loader
 from .measure import Case, Group, measure_group
 from .method import Timing, interleave, machine
 from .model import MODELS, Job, Route, Task, run_models
@@ -40,6 +41,7 @@ __all__ = [
     "machine",
     "machines",
     "measure_group",
+    "measure_loader",
     "measure_router",
     "model_config",
     "read_results",
