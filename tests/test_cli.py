@@ -253,7 +253,7 @@ def test_ctrl_c_before_training_ends_quietly_with_130(run: Run, recipe: Path, mo
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moepp.train.run.load_corpus", interrupted)
+    monkeypatch.setattr("moepp.train.prepared.load_corpus", interrupted)
     outcome = run("train", recipe)
     assert (outcome.code, outcome.err) == (130, "")
 

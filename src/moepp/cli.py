@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit code 2; ``--debug`` show
 """
 
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -204,7 +205,8 @@ class _StderrHandler(logging.Handler):
 def main() -> None:
     """The console entry point."""
     console = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, handlers=[_StderrHandler()])
+    rank = _rank()
+    logging.basicConfig(level=logging.ERROR if rank else logging.WARNING, handlers=[_StderrHandler()])
     # transformers imports these wherever they are installed; what they cannot load concerns only those who use them.
     for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -213,5 +215,13 @@ def main() -> None:
     except MoEPPError as error:
         if _state["debug"]:
             traceback.print_exc()
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        if error.said_by in (rank or 0, None):
+            who = f"rank {rank}: " if rank is not None and error.said_by != 0 else ""
+            console.print(f"[bold red]error:[/] {who}{escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
+
+
+def _rank() -> int | None:
+    """Which of a launcher's processes this is; None for one that was started by itself."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() and os.environ.get("WORLD_SIZE") != "1" else None

@@ -55,7 +55,7 @@ def run_processes(
             if any(not ok for ok, _ in results.values()):
                 end = min(end, time.monotonic() + 2.0)  # the others may be about to say why, or wait for it for ever
         for process in processes:
-            process.join(timeout=1.0 if len(results) == world else 0.0)
+            process.join(timeout=10.0 if len(results) == world else 0.0)
             process.kill()
     failed = [f"rank {rank}: {said}" for rank, (ok, said) in sorted(results.items()) if not ok]
     failed += [f"rank {rank}: still running" for rank in range(world) if rank not in results]

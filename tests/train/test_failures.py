@@ -131,7 +131,10 @@ def test_a_full_disk_is_one_line_and_exit_code_2(
 def poison(parameter: str, value: float) -> Callable[[dict[str, Any]], None]:
     def action(seen: dict[str, Any]) -> None:
         with torch.no_grad():
-            seen["model"].get_parameter(parameter).flatten()[0] = value
+            # Of every expert: any one may have no token.
+            seen["model"].get_parameter(parameter).flatten(1)[:, 0] = (
+                value
+            )
 
     return action
 

@@ -17,10 +17,9 @@ import moepp.train.metrics
 from moepp import RoutingStats
 from moepp.config import EXPERT_TYPES
 from moepp.errors import DataError
-from moepp.train import train
+from moepp.train import Prepared, train
 from moepp.train.callbacks import METRICS_FILE, MetricsFile, StepClock, training_line, validation_line
 from moepp.train.metrics import on_cpu
-from moepp.train.run import Prepared
 
 from .tiny import Runner, at_step, logged
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from moepp.train import Optimization
-from moepp.train.run import _arguments
+from moepp.train.arguments import training_arguments
+from moepp.train.layout import Layout
 from moepp.train.trainer import learning_rate
 
 from ..tolerances import assert_close
@@ -148,4 +149,4 @@ def test_bf16_asks_for_nothing_else_on_a_machine_without_a_gpu(runner: Runner) -
     """TrainingArguments alone would refuse it there unless the recipe says use_cpu."""
     recipe = runner.recipe("bare", "training.bf16=true")
     del recipe.training["use_cpu"]
-    assert _arguments(recipe, True).use_cpu is not torch.accelerator.is_available()
+    assert training_arguments(recipe, Layout(), True).use_cpu is not torch.accelerator.is_available()

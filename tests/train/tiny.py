@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moepp.train import TrainResult, load_recipe, train
 from moepp.train.callbacks import METRICS_FILE, Interrupts
-from moepp.train.run import Prepared, prepare
+from moepp.train.prepared import Prepared, prepare
 
 WORDS = ["route", "token", "expert", "copy", "zero", "constant", "logit", "layer", "weight", "share", "load", "gate"]
 

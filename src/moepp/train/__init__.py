@@ -3,8 +3,9 @@
 from .callbacks import METRICS_FILE, read_metrics
 from .checkpoint import checkpoints
 from .metrics import validation_sources
+from .prepared import Prepared, prepare
 from .recipe import Optimization, Recipe, TokenizerSpec, load_recipe
-from .run import RECIPE_FILE, Prepared, TrainResult, prepare, train
+from .run import RECIPE_FILE, TrainResult, train
 from .tables import data_table
 
 __all__ = [

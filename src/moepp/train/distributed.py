@@ -1,9 +1,7 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +12,8 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
 from ..model import MoEPPConfig, MoEPPForCausalLM
-from .layout import DistributedSpec, Layout, resolve
+from .layout import Layout
+from .ranks import agreed, rank, world_size
 
 Made = TypeVar("Made")
 
@@ -63,7 +62,7 @@ def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
 
 def contiguous_shards(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Any:
     """A state whose shards torch.distributed.checkpoint can describe, or with ``like`` the way back."""
-    return _redistribute_state_dict(state, like)
+    return _redistribute_state_dict(state, like)  # pyright: ignore[reportArgumentType]
 
 
 def total(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -80,17 +79,16 @@ def stacked(tensor: Tensor) -> Tensor:
     """(processes, …) every process's tensor, in the order of their ranks."""
     if not _several():
         return tensor.unsqueeze(0)
-    every = tensor.new_empty(dist.get_world_size(), *tensor.shape)
-    dist.all_gather_into_tensor(every, tensor.contiguous())
-    return every
+    every = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(every, tensor)
+    return torch.stack(every)
 
 
-def from_first(make: Callable[[], Made]) -> Made:
-    """What ``make`` returns on the first process, on all of them."""
-    if not _several():
-        return make()
-    box: list[Any] = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box)
+def from_first(what: str, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns on the first process, on all of them; see :func:`.ranks.agreed`."""
+    box: list[Any] = [agreed(what, lambda: make() if rank() == 0 else None)]
+    if _several():
+        dist.broadcast_object_list(box)
     return box[0]
 
 
@@ -98,7 +96,7 @@ def gathered(value: Made) -> list[Made]:
     """Every process's value, in the order of their ranks."""
     if not _several():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -110,7 +108,7 @@ def wait_for_all() -> None:
 
 
 def _several() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
+    return world_size() > 1
 
 
 def full_state(model: MoEPPForCausalLM) -> dict[str, Tensor]:
@@ -119,13 +117,5 @@ def full_state(model: MoEPPForCausalLM) -> dict[str, Tensor]:
 
     if not _several():
         return dict(model.state_dict())
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def join(spec: DistributedSpec, num_ffn_experts: int) -> Layout:
-    """Joins the job that torchrun started, or is alone where it did not."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    layout = resolve(spec, world_size=world, rank=rank, num_ffn_experts=num_ffn_experts)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=spec.timeout_seconds))
-    return layout
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

@@ -69,10 +69,11 @@ def resolve(spec: DistributedSpec, *, world_size: int, rank: int, num_ffn_expert
             )
         fsdp = world_size // spec.replicate_size
     if fsdp * spec.replicate_size != world_size:
+        needed = fsdp * spec.replicate_size
         raise ConfigError(
-            f"distributed.fsdp_size={fsdp} x distributed.replicate_size={spec.replicate_size} needs "
-            f"{fsdp * spec.replicate_size} processes and there are {world_size}; start so many "
-            f"(torchrun --nproc-per-node), or change the sizes"
+            f"distributed.fsdp_size={fsdp} x distributed.replicate_size={spec.replicate_size} needs {needed} processes "
+            f"and there {'is' if world_size == 1 else 'are'} {world_size}; change the sizes, or start so many: "
+            f"torchrun --nproc-per-node {needed} -m moepp train …"
         )
     if fsdp % spec.ep_size:
         raise ConfigError(

@@ -1,17 +1,15 @@
 """The job that a launcher started: what must hold before its ranks can train together, and its process group.
 
-torchrun tells each process its place in the environment. What can be checked from that and the recipe is checked by
-pure functions; then the ranks meet in the job's store, where one that is missing can be named, and only then in
-collectives.
+torchrun tells each process its place in the environment. The ranks meet in the job's store first, where one that is
+missing can be named and errors are shared, and only then in collectives.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,18 +21,6 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _MARGIN = timedelta(seconds=60)
-_COMMAND = "torchrun --nproc-per-node {} -m moepp train …"
-
-
-class Sizes(Protocol):
-    """The part of a recipe that says how many processes it takes."""
-
-    @property
-    def fsdp_size(self) -> int: ...
-    @property
-    def ep_size(self) -> int: ...
-    @property
-    def replicate_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -65,31 +51,6 @@ class Launch:
         return cls(rank, world_size, local, local_world_size, int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)))
 
 
-def check_sizes(sizes: Sizes, launch: Launch | None, num_ffn_experts: int) -> None:
-    """Checks that the recipe's sizes fit each other, the model and the processes that run.
-
-    Raises:
-        ConfigError: names the numbers that do not fit and the remedy.
-    """
-    fsdp, ep, replicate = sizes.fsdp_size, sizes.ep_size, sizes.replicate_size
-    if fsdp % ep:
-        raise ConfigError(
-            f"distributed.ep_size={ep} does not divide distributed.fsdp_size={fsdp}; choose {_divisors(fsdp)}"
-        )
-    if num_ffn_experts % ep:
-        raise ConfigError(
-            f"distributed.ep_size={ep} does not divide model.num_ffn_experts={num_ffn_experts}; "
-            f"choose {_divisors(math.gcd(fsdp, num_ffn_experts))}"
-        )
-    needed, running = fsdp * replicate, 1 if launch is None else launch.world_size
-    if needed != running:
-        product = f"distributed.fsdp_size={fsdp} x distributed.replicate_size={replicate} take {needed} processes"
-        remedy = f"start {_COMMAND.format(needed)}" if needed > 1 else "start it without torchrun"
-        if launch is not None:
-            remedy += f", or set distributed.fsdp_size={running // replicate or 1}" * (running % replicate == 0)
-        raise ConfigError(f"{product}, and {running} {'is' if running == 1 else 'are'} running; {remedy}")
-
-
 def check_devices(launch: Launch | None, gpus: int) -> None:
     """Checks that each process has a GPU of its own, on a machine where so many are visible.
 
@@ -98,13 +59,13 @@ def check_devices(launch: Launch | None, gpus: int) -> None:
     """
     if launch is None and gpus > 1:
         raise ConfigError(
-            f"{gpus} GPUs are visible to one process, which trains on one; use all with {_COMMAND.format(gpus)} "
-            f"distributed.fsdp_size={gpus}, or one with CUDA_VISIBLE_DEVICES=0"
+            f"{gpus} GPUs are visible to one process, which trains on one; use all with "
+            f"torchrun --nproc-per-node {gpus} -m moepp train …, or one with CUDA_VISIBLE_DEVICES=0"
         )
     if launch is not None and 0 < gpus < launch.local_world_size:
         raise ConfigError(
             f"{launch.local_world_size} processes share the {gpus} GPUs of this machine, and each needs its own; "
-            f"start {_COMMAND.format(gpus)}"
+            f"start it with torchrun --nproc-per-node {gpus}"
         )
 
 
@@ -114,15 +75,14 @@ def backend_of(device_type: str) -> str:
     Raises:
         BackendUnavailable: this PyTorch was built without one of them.
     """
-    backends = {"cpu": "gloo", "cuda": "nccl"} if device_type == "cuda" else {"cpu": "gloo"}
     available = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
-    for backend in backends.values():
+    for backend in ("gloo", "nccl") if device_type == "cuda" else ("gloo",):
         if not available[backend]():
             raise BackendUnavailable(
                 f"this PyTorch ({torch.__version__}) was built without {backend}, which several processes on "
                 f"{device_type} need; install a build that has it, or train on one process"
             )
-    return ",".join(f"{device}:{backend}" for device, backend in backends.items())
+    return "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
 
 
 @contextmanager
@@ -199,8 +159,3 @@ def _number(environment: Mapping[str, str], name: str) -> int:
             f"{name}={value or ''} in the environment is not a number; start with torchrun, which sets it"
         )
     return int(value)
-
-
-def _divisors(number: int) -> str:
-    *first, last = [str(n) for n in range(1, number + 1) if number % n == 0]
-    return f"{', '.join(first)} or {last}" if first else last

@@ -1,8 +1,8 @@
 """A training run as data: YAML plus dotted overrides, checked before anything heavy starts.
 
 Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
-``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``, ``seed``,
-``license``.
+``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``,
+``seed``, ``license``.
 
 ``training.gradient_accumulation_steps`` counts the micro-batches of one optimizer step over all processes, which share
 them: a recipe means the same optimization on any number of processes.

@@ -1,6 +1,8 @@
-"""One training run from recipe to saved model."""
+"""One training run from recipe to saved model, on one process or several."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from ..data import (
-    Corpus,
-    Data,
-    StreamingData,
-    TrainingData,
-    build_data,
-    check_vocabulary,
-    load_corpus,
-    load_tokenizer,
-    sample_documents,
-    tokenizer_hash,
-    train_tokenizer,
-)
+from ..data import StreamingData
 from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from . import checkpoint
@@ -34,26 +24,20 @@ from .callbacks import (
     tensorboard_says_it_once,
 )
 from .card import CARD_FILE, write_card
-from .distributed import build_model, from_first, full_state, join, wait_for_all
+from .distributed import build_model, full_state, wait_for_all
 from .initialise import initialise
-from .layout import Layout
+from .layout import Layout, resolve
+from .prepared import Prepared, identity_of, model_config, prepare
+from .process_group import Launch, check_devices, process_group
+from .ranks import agreed, flattened, same_everywhere
 from .recipe import Recipe, save_recipe
 from .tables import data_table
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import TrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 DATA_FILE = "data.json"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Text, tokenizer and samples: what several runs on the same data can share."""
-
-    corpus: Corpus
-    tokenizer: "PreTrainedTokenizerBase"
-    data: Data
 
 
 @dataclass(frozen=True)
@@ -67,44 +51,6 @@ class TrainResult:
     """The last validation's; empty after an interruption or without validation data."""
     signal: int | None
     """The signal that ended the run early, after saving a checkpoint."""
-
-
-def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = None) -> Prepared:
-    """Reads the corpus, loads or trains the tokenizer, packs the samples.
-
-    Args:
-        saved_tokenizer: a folder with the tokenizer that this run trained before it was interrupted.
-
-    Raises:
-        ConfigError, DataError: the data cannot be used, or is less than one step takes.
-    """
-    recipe.model_config()  # what cannot work is refused before the slow part
-    with console.status("reading the corpus"):
-        corpus = load_corpus(recipe.data)
-    path = recipe.tokenizer.path or saved_tokenizer
-    with console.status("training the tokenizer" if path is None else "loading the tokenizer"):
-        if path is None:
-            tokenizer = from_first(lambda: train_tokenizer(sample_documents(corpus), recipe.tokenizer.vocab_size))
-        else:
-            tokenizer = load_tokenizer(str(path))
-    if (vocab_size := recipe.model.get("vocab_size")) is not None:
-        check_vocabulary(tokenizer, vocab_size)
-    samples = recipe.samples_per_step
-    with console.status("tokenising") as status:
-        data = build_data(
-            recipe.data,
-            tokenizer,
-            seed=recipe.seed,
-            num_samples=recipe.training["max_steps"] * samples,
-            corpus=corpus,
-            progress=lambda what, done, total: status.update(f"tokenising {what}: {done}/{total or '?'} documents"),
-        )
-    if isinstance(data.train, TrainingData) and (blocks := sum(map(len, data.train.blocks))) < samples:
-        raise DataError(
-            f"data: {blocks} samples of data.sequence_length={recipe.data.sequence_length} are less than the {samples} "
-            "of one step; add text, or lower training.per_device_train_batch_size or data.sequence_length"
-        )
-    return Prepared(corpus, tokenizer, data)
 
 
 def train(
@@ -126,50 +72,64 @@ def train(
         ConfigError, DataError: the recipe, the data, the output folder or the checkpoint cannot be used.
         TrainingDiverged: a loss was not finite.
     """
-    layout = join(recipe.distributed, recipe.model_config().num_ffn_experts)
+    launch = Launch.of(os.environ)
+    cpu = recipe.training.get("use_cpu", False) or not torch.cuda.is_available()
+    check_devices(launch, 0 if cpu else torch.cuda.device_count())
+    layout = resolve(
+        recipe.distributed,
+        world_size=1 if launch is None else launch.world_size,
+        rank=0 if launch is None else launch.rank,
+        num_ffn_experts=recipe.model_config().num_ffn_experts,
+    )
     console = (console or Console()) if layout.first else Console(quiet=True)
-    run = Path(recipe.output_dir)
-    start = _find_checkpoint(run, resume)
-    if start is None:
-        _require_unused(run)
-    wait_for_all()  # before the first one writes into it
-    if prepared is None:
-        prepared = prepare(recipe, console, saved_tokenizer=start)
-        console.print(data_table(prepared.data))
-    config = _model_config(recipe, prepared.tokenizer)
-    arguments = _arguments(recipe, layout, bool(prepared.data.validation))
-    identity = _identity(recipe, config, prepared)
+    with process_group(launch, recipe.distributed.timeout_seconds, "cpu" if cpu else "cuda"):
+        same_everywhere(flattened(dataclasses.asdict(recipe)), "start all of them with the same recipe")
+        run = Path(recipe.output_dir)
+        start = agreed("looked for checkpoints", lambda: _start(run, resume))
+        if prepared is None:
+            prepared = prepare(recipe, console, saved_tokenizer=start)
+            console.print(data_table(prepared.data))
+        ready = agreed("prepared the run", lambda: _ready(recipe, layout, start, prepared))
+        if start is not None and layout.first:
+            checkpoint.supersede(run, start)
+        try:
+            return _run(recipe, layout, ready, console, label)
+        except OSError as error:  # of what transformers writes by itself, or of data that is read while training
+            raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
+
+
+@dataclass(frozen=True)
+class _Ready:
+    config: MoEPPConfig
+    arguments: "TrainingArguments"
+    identity: Mapping[str, Any]
+    prepared: Prepared
+    start: Path | None
+    """The checkpoint to go on from."""
+
+
+def _ready(recipe: Recipe, layout: Layout, start: Path | None, prepared: Prepared) -> _Ready:
+    """Everything that can still be refused."""
+    from .arguments import training_arguments
+
+    config = model_config(recipe, prepared.tokenizer)
+    arguments = training_arguments(recipe, layout, bool(prepared.data.validation))
+    identity = identity_of(recipe, config, prepared)
     if start is not None:
         checkpoint.check_identity(start, identity)
-        if layout.first:
-            checkpoint.supersede(run, start)
         if isinstance(prepared.data.train, StreamingData):
-            prepared.data.train.load_state_dict(
-                json.loads((start / checkpoint.STREAM_FILE).read_text(encoding="utf-8"))
-            )
-    try:
-        return _run(recipe, layout, config, arguments, identity, prepared, start, console, label)
-    except OSError as error:  # of what transformers writes by itself, or of data that is read while training
-        raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
+            state = json.loads((start / checkpoint.STREAM_FILE).read_text(encoding="utf-8"))
+            prepared.data.train.load_state_dict(state)
+    return _Ready(config, arguments, identity, prepared, start)
 
 
-def _run(
-    recipe: Recipe,
-    layout: Layout,
-    config: MoEPPConfig,
-    arguments: "TrainingArguments",
-    identity: Mapping[str, Any],
-    prepared: Prepared,
-    start: Path | None,
-    console: Console,
-    label: str,
-) -> TrainResult:
-    from transformers import PrinterCallback, ProgressCallback, set_seed
+def _run(recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label: str) -> TrainResult:
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
     from transformers.utils import logging as transformers_logging
 
     from .trainer import MoEPPTrainer
 
-    run = Path(recipe.output_dir)
+    run, prepared, start = Path(recipe.output_dir), ready.prepared, ready.start
     if layout.first:
         checkpoint.clear_staging(run)
         with (
@@ -182,23 +142,23 @@ def _run(
             prepared.tokenizer.save_pretrained(aside)
     transformers_logging.disable_progress_bar()
 
-    model = build_model(config, layout, device=arguments.device)
+    model = build_model(ready.config, layout, device=ready.arguments.device)
     initialise(model, recipe.seed)
     interrupts, bar = Interrupts(), ProgressBar(console, label)
-    callbacks = [interrupts]
+    callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
         callbacks += [MetricsFile(run), bar, *tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
     trainer = MoEPPTrainer(
         model=model,
-        args=arguments,
+        args=ready.arguments,
         train_dataset=prepared.data.train,
         validation=prepared.data.validation,
         weights={source.name: source.weight for source in prepared.corpus.sources},
         processing_class=prepared.tokenizer,
         optimization=recipe.optimization,
-        identity=identity,
+        identity=ready.identity,
         layout=layout,
         first_step=0 if start is None else checkpoint.step_of(start),
         callbacks=callbacks,
@@ -218,7 +178,9 @@ def _run(
     state = full_state(model)
     if layout.first:
         with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
-            model.save_pretrained(aside, state_dict=state)
+            whole = build_model(ready.config, Layout(), device="meta")
+            whole.load_state_dict(state, assign=True)
+            whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
                 aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
@@ -227,36 +189,10 @@ def _run(
     return TrainResult(model, prepared, metrics, None)
 
 
-def _model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> MoEPPConfig:
-    config = recipe.model_config(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    if recipe.data.sequence_length > config.max_position_embeddings:
-        raise ConfigError(
-            f"data.sequence_length={recipe.data.sequence_length} exceeds "
-            f"model.max_position_embeddings={config.max_position_embeddings}; lower one or raise the other"
-        )
-    return config
-
-
-def _identity(recipe: Recipe, config: MoEPPConfig, prepared: Prepared) -> dict[str, Any]:
-    """What must be the same for a resumed run to go on as if it had never stopped."""
-    return {
-        **{f"model.{name}": getattr(config, name) for name in MoEPPConfig.__annotations__},
-        "data (corpus hash)": prepared.corpus.hash,
-        "data.sequence_length": recipe.data.sequence_length,
-        "data (weights)": [source.weight for source in prepared.corpus.sources],
-        "tokenizer (hash)": tokenizer_hash(prepared.tokenizer),
-        "seed": recipe.seed,
-        "training (samples per step)": recipe.samples_per_step,
-    }
-
-
-def _find_checkpoint(run: Path, resume: bool | Path) -> Path | None:
+def _start(run: Path, resume: bool | Path) -> Path | None:
+    """The checkpoint to go on from, if the run shall; else its folder must be free."""
     if resume is False:
+        _require_unused(run)
         return None
     if resume is True:
         found = checkpoint.checkpoints(run)
@@ -275,51 +211,3 @@ def _require_unused(run: Path) -> None:
         raise ConfigError(
             f"output_dir={str(run)!r} is already in use; choose another, remove it, or continue its run with --resume"
         )
-
-
-def _arguments(recipe: Recipe, layout: Layout, validates: bool) -> "TrainingArguments":
-    from transformers import TrainingArguments
-
-    o = recipe.optimization
-    for name in ("eval_strategy", "eval_on_start"):
-        if not validates and recipe.training.get(name, "no") not in (False, "no"):
-            raise ConfigError(
-                f"training.{name}={recipe.training[name]} has no text to validate on; "
-                "raise data.validation_fraction or name a validation_split"
-            )
-    micro_batches = recipe.micro_batches_per_step
-    if micro_batches % layout.world_size:
-        raise ConfigError(
-            f"training.gradient_accumulation_steps={micro_batches} micro-batches of a step cannot be shared by "
-            f"{layout.world_size} processes; make it a multiple of them, with a smaller "
-            "training.per_device_train_batch_size for the same step"
-        )
-    defaults = {
-        "logging_steps": 10,
-        "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
-        "save_total_limit": 3,
-        "use_cpu": not torch.accelerator.is_available(),  # else TrainingArguments refuses bf16 without a GPU
-        "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
-    }
-    try:
-        arguments = TrainingArguments(
-            **(defaults | recipe.training | {"gradient_accumulation_steps": micro_batches // layout.world_size}),
-            ignore_data_skip=True,  # the loader starts where it should
-            output_dir=recipe.output_dir,
-            seed=recipe.seed,
-            learning_rate=o.learning_rate,
-            weight_decay=o.weight_decay,
-            adam_beta1=o.beta1,
-            adam_beta2=o.beta2,
-            adam_epsilon=o.epsilon,
-            max_grad_norm=o.max_grad_norm,
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            prediction_loss_only=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-    except ValueError as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    return arguments

@@ -146,9 +146,8 @@ class MoEPPTrainer(Trainer):
             logs |= self.window.metrics(self.moe.layout(), self.clock.take())
             if self.layout.world_size > 1:
                 logs["rank_imbalance"] = rank_imbalance(kept_by_rank, self.moe.num_ffn_experts, self.layout.ep_size)
-            if (
-                self.layout.first and self.state.global_step > self.optimization.warmup_steps
-            ):  # a router that warms up is off by nature
+            # A router that warms up is off by nature.
+            if self.layout.first and self.state.global_step > self.optimization.warmup_steps:
                 self.alerts.check(self.state.global_step, self.window.stats)
             self.window = Window()
         super().log(logs, start_time)
