@@ -132,9 +132,7 @@ def poison(parameter: str, value: float) -> Callable[[dict[str, Any]], None]:
     def action(seen: dict[str, Any]) -> None:
         with torch.no_grad():
             # Of every expert: any one may have no token.
-            seen["model"].get_parameter(parameter).flatten(1)[:, 0] = (
-                value
-            )
+            seen["model"].get_parameter(parameter).flatten(1)[:, 0] = value
 
     return action
 

@@ -8,7 +8,6 @@ import torch.distributed as dist
 from moepp.errors import BackendUnavailable, ConfigError
 from moepp.train.process_group import Launch, backend_of, check_devices, process_group
 
-
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 

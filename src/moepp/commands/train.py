@@ -1,6 +1,5 @@
 """``moepp train``."""
 
-import dataclasses
 import os
 import shlex
 import signal
@@ -8,45 +7,37 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
+from torch.cuda import device_count
 
 from ..errors import ConfigError
 from ..train import Recipe, TrainResult, load_recipe, train
 from ..train.layout import DistributedSpec
-from ..train.process_group import Launch, check_devices, process_group
-from ..train.ranks import agreed, flattened, rank, same_everywhere
+from ..train.process_group import Launch, process_group
+from ..train.ranks import agreed, rank
 
 
 def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> None:
     """Trains, in one process or in one of several; after an interruption prints the command that goes on and exits
     with the signal's code."""
-    launch = Launch.of(os.environ)
     read: Recipe | ConfigError  # the ranks meet before they say what is wrong with it, so that one of them says it
     try:
         read = load_recipe(recipe, overrides)
+        timeout, gpus = read.distributed.timeout_seconds, 0 if read.training.get("use_cpu") else device_count()
     except ConfigError as error:
-        read = error
-    spec = read.distributed if isinstance(read, Recipe) else DistributedSpec()
-    gpus = 0 if isinstance(read, Recipe) and read.training.get("use_cpu") else torch.cuda.device_count()
-    with process_group(launch, spec.timeout_seconds, "cuda" if gpus else "cpu"):
-        loaded = agreed("read the recipe", lambda: _checked(read, launch, gpus))
-        same_everywhere(flattened(dataclasses.asdict(loaded)), "start all ranks with the same recipe")
-        _train(loaded, recipe, overrides, resume)
+        read, timeout, gpus = error, DistributedSpec().timeout_seconds, 0
+    with process_group(Launch.of(os.environ), timeout, "cuda" if gpus else "cpu"):
+        loaded = agreed("read the recipe", lambda: _or_raise(read))
+        console = Console(quiet=rank() > 0)
+        result = train(loaded, resume=resume, console=console)
+        exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
+        console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _checked(read: Recipe | ConfigError, launch: Launch | None, gpus: int) -> Recipe:
+def _or_raise(read: Recipe | ConfigError) -> Recipe:
     if isinstance(read, ConfigError):
         raise read
-    check_devices(launch, gpus)
     return read
-
-
-def _train(loaded: Recipe, recipe: Path, overrides: Sequence[str], resume: bool | Path) -> None:
-    console = Console(quiet=rank() > 0)
-    result = train(loaded, resume=resume, console=console)
-    exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
-    console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def exit_if_interrupted(console: Console, result: TrainResult, command: Sequence[str]) -> None:

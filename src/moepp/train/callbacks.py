@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from . import checkpoint
 from .metrics import validation_sources
+from .ranks import largest
 
 logger = logging.getLogger("moepp.train")
 METRICS_FILE = "metrics.jsonl"
@@ -171,7 +172,10 @@ class ValidateLastStep(TrainerCallback):
 
 
 class Interrupts(TrainerCallback):
-    """Turns the first Ctrl-C or SIGTERM into a save after the running step; the second one ends the process."""
+    """Turns the first Ctrl-C or SIGTERM into a save after the running step; the second one ends the process.
+
+    A signal reaches the ranks of a job between different steps: they stop after the first step that all of them know.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -191,5 +195,6 @@ class Interrupts(TrainerCallback):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.received = largest(self.received or 0) or None
         if self.received is not None:
             control.should_save = control.should_training_stop = True

@@ -1,5 +1,7 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
+import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -11,9 +13,10 @@ from transformers.distributed.checkpoint import _redistribute_state_dict
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
+from ..errors import ConfigError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
-from .ranks import agreed, rank, world_size
+from .ranks import agreed, exchange, job, rank, world_size
 
 Made = TypeVar("Made")
 
@@ -25,7 +28,7 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
         device: where the shards lie; ``"meta"`` for a model that is only looked at.
     """
     with torch.device("meta"):
-        model = MoEPPForCausalLM(config)
+        model = MoEPPForCausalLM(copy.deepcopy(config))  # transformers notes the sizes in it
     model = distribute(model, layout)
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
@@ -34,9 +37,20 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
 
 
 def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
-    """Shards a model's parameters in place; on one process it stays as it is."""
+    """Shards a model's parameters in place; on one process it stays as it is.
+
+    Raises:
+        ConfigError: its embeddings are tied, which transformers puts into two groups of FSDP2's and PyTorch refuses.
+    """
     if layout.world_size == 1:
         return model
+    if model.config.tie_word_embeddings:
+        raise ConfigError(
+            "model.tie_word_embeddings=True cannot be trained by several processes: FSDP2 does not find the two in one "
+            "group; set it to False, or train on one process"
+        )
+    # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     engine, _, mesh = model.prepare_distribute_model(
         DistributedConfig(
             dp_replicate_size=layout.replicate_size, fsdp_size=layout.fsdp_size, ep_size=layout.ep_size, tp_size=1
@@ -101,10 +115,13 @@ def gathered(value: Made) -> list[Made]:
     return values
 
 
-def wait_for_all() -> None:
-    """Returns once every process has come here."""
-    if _several():
-        dist.barrier()
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come here; ``what`` it did before, for a message about one that has not.
+
+    Not a barrier of gloo's, which the first process to leave may break for the others by ending.
+    """
+    if (here := job()) is not None:
+        exchange(here, what, "")
 
 
 def _several() -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import MoEPPError
 from . import checkpoint
+from .distributed import gathered, local
 
 
 class TrainingDiverged(MoEPPError):
@@ -16,8 +17,8 @@ class TrainingDiverged(MoEPPError):
 
 
 def diagnose(model: nn.Module, batches: list[dict[str, Tensor]], step: int, run: Path) -> TrainingDiverged:
-    """Runs the step's batches again to find the first place that is not finite."""
-    where = bad_weights(model) or _bad_activation(model, batches) or _bad_gradient(model, batches)
+    """Runs the step's batches again to find the first place that is not finite; all processes must take part."""
+    where = bad_weights(model) or _anywhere(_bad_activation(model, batches)) or _anywhere(_bad_gradient(model, batches))
     return TrainingDiverged(
         f"training diverged at step {step}: what is not finite begins in {where or 'the loss'}; "
         f"{checkpoint.way_on(run)}; "
@@ -25,8 +26,14 @@ def diagnose(model: nn.Module, batches: list[dict[str, Tensor]], step: int, run:
     )
 
 
+def _anywhere(found: str | None) -> str | None:
+    """What the first of the processes that found something found."""
+    return next((text for text in gathered(found) if text), None)
+
+
 def _finite(value: Any) -> bool:
     if isinstance(value, Tensor):
+        value = local(value)
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     if isinstance(value, list | tuple):
         return all(_finite(item) for item in value)
@@ -36,8 +43,9 @@ def _finite(value: Any) -> bool:
 
 
 def bad_weights(model: nn.Module) -> str | None:
-    """The first weights that are not finite, in words; None if all are."""
-    return next((f"the weights of {name}" for name, p in model.named_parameters() if not _finite(p)), None)
+    """The first weights that are not finite on any process, in words; None if all are. All processes must call this."""
+    bad = (f"the weights of {name}" for name, p in model.named_parameters() if not _finite(p))
+    return _anywhere(next(bad, None))
 
 
 def _bad_activation(model: nn.Module, batches: list[dict[str, Tensor]]) -> str | None:

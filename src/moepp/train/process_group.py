@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BackendUnavailable, ConfigError, MoEPPError, first_line
-from .ranks import Job, agreed, exchange, same_code_everywhere
+from .ranks import Job, agreed, exchange, job, joined, same_code_everywhere
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -99,7 +99,7 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
     Raises:
         MoEPPError: a rank is missing, runs other code, or has no backend; or the ranks cannot connect.
     """
-    if launch is None or (dist.is_available() and dist.is_initialized()):
+    if launch is None or job() is not None:  # which a caller has joined
         yield
         return
     if not dist.is_available():
@@ -107,14 +107,19 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
             f"this PyTorch ({torch.__version__}) was built without torch.distributed, which several processes need; "
             "install a build that has it, or train on one process"
         )
-    job = _join(launch, timedelta(seconds=timeout_seconds), os.environ)
-    backend = agreed("found their backends", lambda: backend_of(device_type), among=job)
-    same_code_everywhere(among=job)
-    if device_type == "cuda":
-        torch.cuda.set_device(launch.local_rank)
-    agreed("connected", lambda: _connect(job, backend), among=job)
-    yield
-    dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
+    here = _join(launch, timedelta(seconds=timeout_seconds), os.environ)
+    with joined(here):
+        exchange(here, "arrived", "")
+        if here.world_size > 1:
+            backend = agreed("found their backends", lambda: backend_of(device_type))
+            same_code_everywhere()
+            if device_type == "cuda":
+                torch.cuda.set_device(launch.local_rank)
+            agreed("connected", lambda: _connect(here, backend))
+        yield
+        exchange(here, "finished", "")  # a rank that leaves closes connections that others may still be reading from
+    if here.world_size > 1:
+        dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
 
 
 def _join(launch: Launch, timeout: timedelta, environment: Mapping[str, str]) -> Job:
@@ -134,22 +139,20 @@ def _join(launch: Launch, timeout: timedelta, environment: Mapping[str, str]) ->
         ) from error
     # torchrun keeps one store through all restarts: what an earlier attempt wrote must not be taken for this one's.
     attempt = dist.PrefixStore(f"moepp/{launch.restarts}", store)  # pyright: ignore[reportPrivateImportUsage]
-    job = Job(attempt, launch.rank, launch.world_size, timeout)
-    exchange(job, "arrived", "")
-    return job
+    return Job(attempt, launch.rank, launch.world_size, timeout, attempts=store, restarts=launch.restarts)
 
 
-def _connect(job: Job, backend: str) -> None:
+def _connect(here: Job, backend: str) -> None:
     try:
         dist.init_process_group(
-            backend, store=job.store, rank=job.rank, world_size=job.world_size, timeout=2 * job.timeout + _MARGIN
+            backend, store=here.store, rank=here.rank, world_size=here.world_size, timeout=2 * here.timeout + _MARGIN
         )
     except RuntimeError as error:
         raise MoEPPError(
             f"{backend} cannot connect the processes: {first_line(error)}; see that the machines reach each other "
             "(GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network)"
         ) from error
-    job.store.set_timeout(job.timeout)
+    here.store.set_timeout(here.timeout)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

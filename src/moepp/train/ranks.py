@@ -9,7 +9,8 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -36,49 +37,82 @@ class Job:
     """This process's place among the ranks."""
 
     store: "Store"
+    """What the ranks write here, an earlier attempt of a job that torchrun has restarted cannot have written."""
     rank: int
     world_size: int
     timeout: timedelta
+    attempts: "Store | None" = None
+    """What outlives the attempts."""
+    restarts: int = 0
+
+
+_joined: list[Job] = []
+
+
+@contextmanager
+def joined(job: Job) -> Iterator[None]:
+    """While the block runs, this process is one of the job's."""
+    _joined.append(job)
+    try:
+        yield
+    finally:
+        _joined.pop()
+
+
+def job() -> Job | None:
+    """The job that this process is part of: one that it joined, or that its default process group makes; else None."""
+    if _joined:
+        return _joined[-1]
+    if dist.is_available() and dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+        return Job(store, dist.get_rank(), dist.get_world_size(), store.timeout)  # pyright: ignore[reportAttributeAccessIssue]
+    return None
 
 
 def rank() -> int:
     """This process's rank; 0 on a single process, which is also the rank that prints."""
-    return dist.get_rank() if _joined() else 0
+    among = job()
+    return among.rank if among else 0
 
 
 def world_size() -> int:
     """The number of ranks; 1 on a single process."""
-    return dist.get_world_size() if _joined() else 1
+    among = job()
+    return among.world_size if among else 1
 
 
-def job() -> Job | None:
-    """The job that the default process group belongs to; None on a single process."""
-    if not _joined():
-        return None
-    store = dist.distributed_c10d._get_default_store()
-    return Job(store, dist.get_rank(), dist.get_world_size(), store.timeout)  # pyright: ignore[reportAttributeAccessIssue]
+def largest(value: int) -> int:
+    """The largest of the ranks' values, on all of them; a collective."""
+    if world_size() == 1:
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
 
 
-def agreed(what: str, setup: Callable[[], T], *, among: Job | None = None) -> T:
+def agreed(what: str, setup: Callable[[], T]) -> T:
     """Calls ``setup`` on every rank; if it fails on any, raises on all of them, and rank 0 prints for all.
 
     Every rank has to call this, in the same order.
 
     Args:
-        what: setup in the past tense, for the message about a rank that does not finish it.
-        among: the job, where its process group is yet to come.
+        what: setup in the past tense, for the message about a rank that does not finish it. It may call this, too, and
+            a rank that fails before it does is heard there; collectives in it are not, so something agreed on has to
+            come before each.
 
     Raises:
         MoEPPError: what ``setup`` raises, if it raises the same on all ranks; else one that begins with the ranks that
             failed. An OSError counts as one; other exceptions are defects and end this rank at once.
     """
-    among = among or job()
+    among = job()
     if among is None:
         return setup()
     value, failure = None, None
     try:
         value = setup()
     except (MoEPPError, OSError) as error:
+        if isinstance(error, MoEPPError) and error.said_by is not None:
+            raise  # agreed on further inside
         failure = error
     said = exchange(among, what, "" if failure is None else str(failure) or type(failure).__name__)
     failed = [rank for rank, text in enumerate(said) if text]
@@ -92,13 +126,13 @@ def agreed(what: str, setup: Callable[[], T], *, among: Job | None = None) -> T:
     _raise(failure, said_by=0)
 
 
-def same_everywhere(values: Mapping[str, Any], remedy: str, *, among: Job | None = None) -> None:
+def same_everywhere(values: Mapping[str, Any], remedy: str) -> None:
     """Checks that the ranks have the same values, which are what JSON can say.
 
     Raises:
         ConfigError: on all ranks, with the first name for which a rank's value is not rank 0's.
     """
-    among = among or job()
+    among = job()
     if among is None:
         return
     said = [json.loads(text) for text in exchange(among, "said what they run", json.dumps(dict(values)))]
@@ -109,14 +143,14 @@ def same_everywhere(values: Mapping[str, Any], remedy: str, *, among: Job | None
                 _raise(ConfigError(f"{difference}; {remedy}"), said_by=0)
 
 
-def same_code_everywhere(*, among: Job | None = None) -> None:
+def same_code_everywhere() -> None:
     """Checks that the ranks run the same moepp, PyTorch, transformers and Python.
 
     Raises:
         ConfigError: names the first difference.
     """
-    if among is not None or _joined():
-        same_everywhere(code_versions(), "install the same versions on all machines", among=among)
+    if world_size() > 1:
+        same_everywhere(code_versions(), "install the same versions on all machines")
 
 
 def code_versions() -> dict[str, str]:
@@ -182,10 +216,6 @@ def _give_up(among: Job, what: str, keys: Sequence[str], over: str) -> None:
         "or raise distributed.timeout_seconds if they need longer"
     )
     among.store.compare_set(over, "", json.dumps([among.rank, message]))
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def named(ranks: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from ..data import StreamingData
 from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
-from . import checkpoint
+from . import checkpoint, restart
 from .callbacks import (
     Interrupts,
     MetricsFile,
@@ -29,9 +29,10 @@ from .initialise import initialise
 from .layout import Layout, resolve
 from .prepared import Prepared, identity_of, model_config, prepare
 from .process_group import Launch, check_devices, process_group
-from .ranks import agreed, flattened, same_everywhere
+from .ranks import agreed, flattened, job, same_everywhere
 from .recipe import Recipe, save_recipe
 from .tables import data_table
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -73,29 +74,37 @@ def train(
         TrainingDiverged: a loss was not finite.
     """
     launch = Launch.of(os.environ)
-    cpu = recipe.training.get("use_cpu", False) or not torch.cuda.is_available()
-    check_devices(launch, 0 if cpu else torch.cuda.device_count())
-    layout = resolve(
-        recipe.distributed,
-        world_size=1 if launch is None else launch.world_size,
-        rank=0 if launch is None else launch.rank,
-        num_ffn_experts=recipe.model_config().num_ffn_experts,
-    )
-    console = (console or Console()) if layout.first else Console(quiet=True)
-    with process_group(launch, recipe.distributed.timeout_seconds, "cpu" if cpu else "cuda"):
-        same_everywhere(flattened(dataclasses.asdict(recipe)), "start all of them with the same recipe")
+    gpus = 0 if recipe.training.get("use_cpu", False) else torch.cuda.device_count()
+    with process_group(launch, recipe.distributed.timeout_seconds, "cuda" if gpus else "cpu"):
+        same_everywhere(flattened(dataclasses.asdict(recipe)), "start all ranks with the same recipe")
+        layout = agreed("found their places", lambda: _layout(recipe, launch, gpus))
+        console = (console or Console()) if layout.first else Console(quiet=True)
         run = Path(recipe.output_dir)
         start = agreed("looked for checkpoints", lambda: _start(run, resume))
+        same_everywhere({"checkpoint": str(start)}, "output_dir must be a folder that all machines share")
+        restart.begins_in(run)
         if prepared is None:
             prepared = prepare(recipe, console, saved_tokenizer=start)
             console.print(data_table(prepared.data))
         ready = agreed("prepared the run", lambda: _ready(recipe, layout, start, prepared))
         if start is not None and layout.first:
             checkpoint.supersede(run, start)
-        try:
-            return _run(recipe, layout, ready, console, label)
-        except OSError as error:  # of what transformers writes by itself, or of data that is read while training
-            raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
+        watchdog = Watchdog(run, job())
+        with watchdog.watching():
+            try:
+                return _run(recipe, layout, ready, console, label, watchdog)
+            except OSError as error:  # of what transformers writes by itself, or of data that is read while training
+                raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
+
+
+def _layout(recipe: Recipe, launch: Launch | None, gpus: int) -> Layout:
+    check_devices(launch, gpus)
+    return resolve(
+        recipe.distributed,
+        world_size=1 if launch is None else launch.world_size,
+        rank=0 if launch is None else launch.rank,
+        num_ffn_experts=recipe.model_config().num_ffn_experts,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,9 @@ def _ready(recipe: Recipe, layout: Layout, start: Path | None, prepared: Prepare
     return _Ready(config, arguments, identity, prepared, start)
 
 
-def _run(recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label: str) -> TrainResult:
+def _run(
+    recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label: str, watchdog: Watchdog
+) -> TrainResult:
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
     from transformers.utils import logging as transformers_logging
 
@@ -150,6 +161,7 @@ def _run(recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label:
         callbacks += [MetricsFile(run), bar, *tensorboard(run)]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
+    callbacks.append(watchdog)  # the last one, so that it sees what the others want done
     trainer = MoEPPTrainer(
         model=model,
         args=ready.arguments,
@@ -183,14 +195,18 @@ def _run(recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label:
             whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
-                aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
+                aside / CARD_FILE, recipe=recipe, config=ready.config, data=prepared.data, metrics=metrics, log=log
             )
-    wait_for_all()
+    wait_for_all("saved the model")
     return TrainResult(model, prepared, metrics, None)
 
 
 def _start(run: Path, resume: bool | Path) -> Path | None:
     """The checkpoint to go on from, if the run shall; else its folder must be free."""
+    if restart.began_in(run):
+        resume = restart.newest_whole(run) or resume
+        if resume is False or resume is True:
+            return None
     if resume is False:
         _require_unused(run)
         return None

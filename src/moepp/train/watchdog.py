@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import MoEPPError
+from ..errors import MoEPPError, first_line
 from .checkpoint import way_on
 from .hang import Beat, innermost, who_hangs
 from .ranks import Job, named
@@ -39,7 +39,7 @@ class Watchdog(TrainerCallback):
 
     def __init__(self, run: Path, job: Job | None) -> None:
         self.run = run
-        self.job = job
+        self.job = job if job and job.world_size > 1 else None
         self.timeout = job.timeout.total_seconds() if job else 0.0
         self.period = min(1.0, self.timeout / 10)
         self._doing = ("setting up", 0)
@@ -109,42 +109,37 @@ class Watchdog(TrainerCallback):
             thread.start()
         try:
             yield
-        except MoEPPError as error:
+        except (MoEPPError, RuntimeError) as error:
+            if _of_a_lost_peer(error):
+                raise self._lost(store, error) from error
             self._ends_with(store, error)
             raise
-        except (RuntimeError, OSError) as error:
-            if not _of_a_lost_peer(error):
-                store.set(f"watchdog/failed/{self.job.rank}", "")
-                raise
-            raise self._lost(store) from error
         finally:
             self._done.set()
             for thread in threads:
                 thread.join()
 
-    def _ends_with(self, store: Any, error: MoEPPError) -> None:
-        """Lets the first of the ranks that end with this error print it."""
+    def _ends_with(self, store: Any, error: Exception) -> None:
+        """Tells the others, and lets the first of the ranks that end with the same error print it."""
         assert self.job is not None
         rank = self.job.rank
         store.set(f"watchdog/failed/{rank}", "")
-        if error.said_by is None:
+        if isinstance(error, MoEPPError) and error.said_by is None:
             key = f"watchdog/said/{sha256(str(error).encode()).hexdigest()}"
             error.said_by = int(store.compare_set(key, "", str(rank)))
 
-    def _lost(self, store: Any) -> MoEPPError:
+    def _lost(self, store: Any, error: Exception) -> MoEPPError:
         """Who has ended, for the ranks that notice by a connection that closes."""
         assert self.job is not None
         beats = self._beats(store)
         failed = [rank for rank in beats if store.check([f"watchdog/failed/{rank}"])]
         silent = [rank for rank, beat in beats.items() if beat is None and rank not in failed]
         gone = failed or silent
-        what = f"{named(gone)} ended" if gone else "the connection to another rank was lost"
-        error = MoEPPError(f"{what} at step {self._doing[1]}, so that all ranks end; {way_on(self.run)}")
-        error.said_by = failed[0] if failed else None  # which said why
-        if not failed:
-            key = "watchdog/said/lost"
-            error.said_by = int(store.compare_set(key, "", str(self.job.rank)))
-        return error
+        what = f"{named(gone)} ended" if gone else f"the connection to another rank was lost ({first_line(error)})"
+        lost = MoEPPError(f"{what} at step {self._doing[1]}, so that all ranks end; {way_on(self.run)}")
+        # A rank that failed has said why; else one says what it saw for all.
+        lost.said_by = failed[0] if failed else int(store.compare_set("watchdog/said/lost", "", str(self.job.rank)))
+        return lost
 
     def _beat(self) -> None:
         """Tells the store where this rank is."""
@@ -221,9 +216,12 @@ class Watchdog(TrainerCallback):
         }
 
 
-def _of_a_lost_peer(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in text or "connection" in text or "nccl" in text
+def _of_a_lost_peer(error: BaseException | None) -> bool:
+    """Whether a collective failed, or what failed because of one."""
+    if error is None or isinstance(error, MoEPPError):
+        return error is not None and _of_a_lost_peer(error.__cause__)
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
 
 
 def _within(seconds: float, action: Callable[[], None]) -> bool:
