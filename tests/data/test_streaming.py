@@ -223,7 +223,8 @@ def test_paper_mixtures(strategy, tokenizer, tmp_path):
     assert spec.sequence_length == 2048
     assert len(spec.sources) == 7
     assert sum(source.weight for source in spec.sources) == pytest.approx(100)
-    spec.sequence_length = 8
+    assert spec.stream_lanes == 32
+    spec.sequence_length, spec.stream_lanes = 8, 2
     for letter, source in zip("abcdefg", spec.sources, strict=True):
         assert source.streaming
         file = tmp_path / f"{source.name}.jsonl"
