@@ -8,7 +8,6 @@ where in the text the training is.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 from weakref import finalize
 
@@ -25,7 +24,7 @@ class Prefetch(Iterator[T]):
 
     def __init__(self, items: Iterator[T], ahead: int):
         thread = ThreadPoolExecutor(1, "moepp-prefetch")
-        self._ask: Callable[[], Future[T]] = partial(thread.submit, next, items, _END)
+        self._ask: Callable[[], Future[T]] = lambda: thread.submit(next, items, _END)
         self._waiting = deque(self._ask() for _ in range(ahead))
         self.close = finalize(self, thread.shutdown, wait=False, cancel_futures=True)
 
