@@ -138,6 +138,36 @@ def _bench_comm(
     )
 
 
+@bench.command("loader")
+def _bench_loader(
+    recipe: Annotated[Path, typer.Argument(help="Whose data, tokenizer and batch size.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for moepp train.")] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of processes; the first one's loader is measured.")] = "1",
+    seconds: Annotated[float, typer.Option(help="For each number of processes.")] = 10.0,
+    training_rate: Annotated[
+        float | None, typer.Option(help="Tokens/s that a process trains on; without it, from --peak.")
+    ] = None,
+    peak: Annotated[float, typer.Option(help="TFLOP/s of one GPU; 312 is an A100's in bfloat16.")] = 312.0,
+    utilization: Annotated[float, typer.Option(help="Share of --peak that training reaches.")] = 0.5,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
+) -> None:
+    """Reading and tokenising alone: tokens/s of a training run's loader, beside what training takes."""
+    from .commands.bench_loader import Options, run_bench_loader
+
+    run_bench_loader(
+        Options(
+            recipe=recipe,
+            overrides=overrides or (),
+            ranks=ranks,
+            seconds=seconds,
+            training_rate=training_rate,
+            peak=peak,
+            utilization=utilization,
+            json=json,
+        )
+    )
+
+
 @bench.command("report")
 def bench_report(
     results: Annotated[Path, typer.Argument(help="The folder with the JSON files.")] = Path("benchmarks/results"),

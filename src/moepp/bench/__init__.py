@@ -6,6 +6,7 @@ from .comm_page import FOLDER, cells, comm_page, read_comm
 from .comm_rows import CommResults, CommRow
 from .layers import PASSES, layer_group
 from .learned import Learned
+from .loader import measure_loader
 from .measure import Case, Group, measure_group
 from .method import Timing, interleave, machine
 from .model import MODELS, Job, Route, Task, run_models
@@ -52,6 +53,7 @@ __all__ = [
     "machines",
     "measure_comm",
     "measure_group",
+    "measure_loader",
     "measure_router",
     "model_config",
     "read_comm",
