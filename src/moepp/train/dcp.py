@@ -39,8 +39,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The tensors to save, of this process: they are the model's and the optimizer's own, not copies."""
+    weights = get_model_state_dict(model)  # first: after an evaluation it makes FSDP put its shards back
     _, moments = _optimizer_state(model, optimizer)
-    return {_MODEL: _contiguous(get_model_state_dict(model)), _OPTIMIZER: _contiguous(moments)}
+    return {_MODEL: _contiguous(weights), _OPTIMIZER: _contiguous(moments)}
 
 
 def write(state: dict[str, Any], folder: Path, group: Group) -> None:
