@@ -70,8 +70,10 @@ def _train(path: str, overrides: list[str], biases: Biases | None, resume: bool)
 
         def choose(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             nonlocal count
+            if not module.training:
+                return args, kwargs
             number = count * ranks + dist.get_rank()
-            count += module.training
+            count += 1
             return args, kwargs | {"selection_bias": torch.tensor(biases[number % len(biases)])}
 
         seen["model"].register_forward_pre_hook(choose, with_kwargs=True)

@@ -1,4 +1,7 @@
-"""A model over several processes: the one file that touches ``transformers.distributed``."""
+"""A model over several processes: the one file that touches ``transformers.distributed``.
+
+Inside functions that one process alone never calls: older versions, on which it trains as well, have less of it.
+"""
 
 import copy
 import logging
@@ -9,9 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers.distributed.checkpoint import _redistribute_state_dict
-from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.distributed.sharding_utils import DtensorShardOperation
 
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
@@ -39,6 +39,8 @@ def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
     """Shards a model's parameters in place; on one process it stays as it is."""
     if layout.world_size == 1:
         return model
+    from transformers.distributed.configuration_utils import DistributedConfig
+
     # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     engine, _, mesh = model.prepare_distribute_model(
@@ -58,6 +60,8 @@ def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
     """This process's part of a parameter, and the same part of a tensor of its whole shape."""
     if not isinstance(parameter, DTensor):
         return parameter, full
+    from transformers.distributed.sharding_utils import DtensorShardOperation
+
     local = parameter.to_local()
     shard = DtensorShardOperation(parameter).shard_tensor(full)
     assert shard is not None
@@ -66,6 +70,8 @@ def local_shard(parameter: Tensor, full: Tensor) -> tuple[Tensor, Tensor]:
 
 def contiguous_shards(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Any:
     """A state whose shards torch.distributed.checkpoint can describe, or with ``like`` the way back."""
+    from transformers.distributed.checkpoint import _redistribute_state_dict
+
     return _redistribute_state_dict(state, like)  # pyright: ignore[reportArgumentType]
 
 
