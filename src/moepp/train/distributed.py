@@ -1,5 +1,6 @@
 """A model over several processes: the one file that touches ``transformers.distributed``."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ from transformers.distributed.sharding_utils import DtensorShardOperation
 from ..errors import ConfigError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
-from .ranks import agreed, rank, world_size
+from .ranks import agreed, exchange, job, rank, world_size
 
 Made = TypeVar("Made")
 
@@ -27,7 +28,7 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
         device: where the shards lie; ``"meta"`` for a model that is only looked at.
     """
     with torch.device("meta"):
-        model = MoEPPForCausalLM(config)
+        model = MoEPPForCausalLM(copy.deepcopy(config))  # transformers notes the sizes in it
     model = distribute(model, layout)
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
@@ -114,10 +115,13 @@ def gathered(value: Made) -> list[Made]:
     return values
 
 
-def wait_for_all() -> None:
-    """Returns once every process has come here."""
-    if _several():
-        dist.barrier()
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come here; ``what`` it did before, for a message about one that has not.
+
+    Not a barrier of gloo's, which the first process to leave may break for the others by ending.
+    """
+    if (here := job()) is not None:
+        exchange(here, what, "")
 
 
 def _several() -> bool:

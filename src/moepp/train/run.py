@@ -195,9 +195,9 @@ def _run(
             whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
-                aside / CARD_FILE, recipe=recipe, config=model.config, data=prepared.data, metrics=metrics, log=log
+                aside / CARD_FILE, recipe=recipe, config=ready.config, data=prepared.data, metrics=metrics, log=log
             )
-    wait_for_all()
+    wait_for_all("saved the model")
     return TrainResult(model, prepared, metrics, None)
 
 
