@@ -8,6 +8,7 @@ behind, or does not answer at all, and every rank ends. Each leaves its Python s
 
 import faulthandler
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,6 +113,7 @@ class Watchdog(TrainerCallback):
             yield
         except (MoEPPError, RuntimeError) as error:
             if _of_a_lost_peer(error):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, who ends all when one has; we only say why
                 raise self._lost(store, error) from error
             self._ends_with(store, error)
             raise
