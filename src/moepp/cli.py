@@ -76,6 +76,29 @@ def info(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/paper/.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. model.tau=0.5")] = None,
+    gpus: Annotated[int | None, typer.Option(help="One process each.", show_default="the recipe's")] = None,
+    gpu_memory: Annotated[str, typer.Option(help="Of one GPU.")] = "80G",
+    gpus_per_node: Annotated[int, typer.Option(help="What the fast links connect.")] = 8,
+    peak: Annotated[str, typer.Option(help="FLOPs per second of one GPU, in the dtype of the products.")] = "312TF",
+    utilisation: Annotated[float, typer.Option(help="The share of the peak that computing reaches.")] = 0.4,
+    bandwidth: Annotated[str, typer.Option(help="Between nodes, for one GPU, one way.")] = "25GB/s",
+    node_bandwidth: Annotated[str, typer.Option(help="Within a node, for one GPU, one way.")] = "300GB/s",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the model as rank 0 would, without memory, and compare.")
+    ] = False,
+) -> None:
+    """Memory, traffic and time of a training run at all parallel sizes; the machine's defaults are A100s."""
+    from .commands.plan import run_plan
+    from .commands.plan_options import PlanOptions
+
+    options = PlanOptions(gpus, gpu_memory, gpus_per_node, peak, utilisation, bandwidth, node_bandwidth)
+    run_plan(recipe, override or [], options, dry_run=dry_run)
+
+
+@app.command()
 def perplexity(
     run: Annotated[
         Path, typer.Argument(help="The output_dir of a finished training run; the demo's: runs/demo/moepp.")

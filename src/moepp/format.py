@@ -17,6 +17,14 @@ def binary(value: float) -> str:
     return f"{value:g} B"
 
 
+def long_duration(seconds: float) -> str:
+    """``12.3 s``, ``4.5 min``, ``6.7 h`` or ``23.1 days``."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return duration(seconds)
+
+
 def duration(seconds: float) -> str:
     """``12.3 ms``; three digits, from nanoseconds to seconds."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):

@@ -57,6 +57,16 @@ def test_a_run_does_not_depend_on_the_layout(layout: str, texts: str, alone: dic
     assert all(log["rank_imbalance"] >= 1 for log in run["logs"])
 
 
+def test_capacity_is_a_micro_batchs_of_one_process(texts: str, alone: dict[str, Any], tmp_path: Path) -> None:
+    """The same samples as one micro-batch: the same choices, and other assignments dropped."""
+    overrides = ("training.gradient_accumulation_steps=1", "training.per_device_train_batch_size=8")
+    at_once = train_on(1, texts, tmp_path / "run", *overrides)["logs"][0]
+    assert at_once["share/ffn"] == pytest.approx(alone["logs"][0]["share/ffn"], rel=1e-6)
+    assert at_once["dropped/ffn"] != pytest.approx(alone["logs"][0]["dropped/ffn"], rel=1e-3)
+    run = train_on(4, texts, tmp_path / "four", "distributed.ep_size=4")["logs"][0]
+    assert run["dropped/ffn"] == alone["logs"][0]["dropped/ffn"]
+
+
 @pytest.mark.parametrize(
     ("case", "biases"),
     [

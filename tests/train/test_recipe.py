@@ -71,6 +71,59 @@ def test_a_saved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
+def write(path: Path, **fields: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_is_merged_onto_what_it_extends_and_the_later_one_wins(path: Path, tmp_path: Path) -> None:
+    write(tmp_path / "parts" / "small.yaml", extends="../recipe.yaml", model={"tau": 0.5, "top_k": 1}, seed=1)
+    write(tmp_path / "parts" / "other.yaml", optimization={"beta2": 0.99}, data={"sources": [{"name": "x"}]})
+    own = write(tmp_path / "own.yaml", extends=["parts/small.yaml", "parts/other.yaml"], seed=2, model={"top_k": 3})
+    plain, extended = load_recipe(path), load_recipe(own, ["optimization.beta1=0.8", "data.sources[0].files=[y]"])
+    assert extended.seed == 2
+    assert extended.model == plain.model | {"tau": 0.5, "top_k": 3}
+    assert extended.data.sources == [SourceSpec(name="x", files=["y"])], "a list replaces a list"
+    assert (extended.optimization.beta1, extended.optimization.beta2) == (0.8, 0.99)
+    assert extended.optimization.learning_rate == plain.optimization.learning_rate
+
+
+def test_a_recipe_that_extends_others_is_saved_whole(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "own.yaml", extends=path.name, seed=5))
+    save_recipe(recipe, tmp_path / "elsewhere.yaml")
+    path.unlink()
+    assert load_recipe(tmp_path / "elsewhere.yaml") == recipe
+    assert "extends" not in (tmp_path / "elsewhere.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("none.yaml", r"^recipe '\S+none\.yaml' does not exist; \S+own\.yaml extends it; check the path$"),
+        ("own.yaml", r"^recipe '\S+own\.yaml' extends itself: \S+own\.yaml -> \S+own\.yaml; cut the circle$"),
+        ("b.yaml", r"^recipe '\S+own\.yaml' extends itself: \S+own\.yaml -> \S+b\.yaml -> \S+own\.yaml; cut the"),
+        (["recipe.yaml", "list.yaml"], r"^recipe '\S+list\.yaml' must hold keys and values, not a list$"),
+        (3, r"^extends=3 of \S+own\.yaml must be a file's name or a list of them$"),
+        ([1], r"^extends=\[1\] of \S+own\.yaml must be a file's name or a list of them$"),
+        (None, r"^extends=None of \S+own\.yaml must be a file's name or a list of them$"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(path: Path, tmp_path: Path, extends: Any, message: str) -> None:
+    write(tmp_path / "b.yaml", extends="own.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match=message) as error:
+        load_recipe(write(tmp_path / "own.yaml", extends=extends))
+    assert "\n" not in str(error.value)
+
+
+def test_two_ways_to_one_file_are_no_circle(path: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", extends=path.name, seed=1)
+    write(tmp_path / "b.yaml", extends=path.name, license="mit")
+    recipe = load_recipe(write(tmp_path / "own.yaml", extends=["b.yaml", "a.yaml"]))
+    assert (recipe.seed, recipe.license) == (1, "mit")
+
+
 @pytest.mark.parametrize("name", ["demo"])
 def test_the_recipes_that_ship_are_valid(name: str) -> None:
     recipe = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
@@ -176,7 +229,7 @@ def test_a_mistake_is_named_with_its_path_and_remedy(path: Path, override: str, 
         ("- seed: 1", r"^recipe '\S+' must hold keys and values, not a list$"),
         (
             "hello",
-            r"^hello is not a recipe key; choose one of data, distributed, license, model, ",
+            r"^hello is not a recipe key; choose one of data, distributed, initial_weights, license, ",
         ),
         ("output_dir: ${nowhere}", r"^output_dir: Interpolation key 'nowhere' not found$"),
         (b"output_dir: caf\xe9", r"^recipe '\S+' is not YAML: 'utf-8' codec can't decode byte 0xe9"),

@@ -20,6 +20,7 @@ from ..data import DataSpec
 from ..errors import ConfigError, nearest
 from ..fields import check_section
 from ..model import MoEPPConfig, preset
+from .extends import one_line, read_merged
 from .layout import DistributedSpec
 
 logger = logging.getLogger("moepp.train")
@@ -72,6 +73,8 @@ class Recipe:
     seed: int = 0
     license: str | None = None
     """For the model card, as Hugging Face names licences: ``apache-2.0``. None is not stated."""
+    initial_weights: str | None = None
+    """A saved model's folder, whose weights a new run starts from; None draws them."""
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     data: DataSpec = field(default_factory=DataSpec)
@@ -173,24 +176,16 @@ _SET_ELSEWHERE = {
 
 
 def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """Reads a YAML recipe and applies overrides such as ``model.tau=0.5``.
+    """Reads a YAML recipe, merged onto those that it :mod:`~.extends`, and applies overrides such as ``model.tau=0.5``.
 
     Raises:
-        ConfigError: the file cannot be read, a key does not exist (the message names the nearest), or a value has the
+        ConfigError: a file cannot be read, a key does not exist (the message names the nearest), or a value has the
             wrong type.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    if not Path(path).is_file():
-        raise ConfigError(f"recipe {str(path)!r} does not exist; check the path")
-    try:
-        merged = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {str(path)!r} is not YAML: {_one_line(error)}") from error
-    if not isinstance(merged, DictConfig):
-        raise ConfigError(f"recipe {str(path)!r} must hold keys and values, not a list")
+    merged = read_merged(path)
     changes = [parse_override(item, "model.tau=0.5") for item in overrides]
     try:
         for key, value in changes:
@@ -224,7 +219,7 @@ def parse_override(item: str, example: str) -> tuple[str, Any]:
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
     except YAMLError as error:
-        raise ConfigError(f"override {item!r} is not YAML: {_one_line(error)}") from error
+        raise ConfigError(f"override {item!r} is not YAML: {one_line(error)}") from error
     return key, parsed["value"]
 
 
@@ -233,10 +228,6 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     import yaml
 
     path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False), encoding="utf-8")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _check_keys(node: Any, schema: Any, where: str) -> None:
