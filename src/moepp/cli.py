@@ -149,13 +149,16 @@ def evaluate(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the published model, or one of ours.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="A folder: the published model, one of ours, or a run's checkpoint."),
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
     to: Annotated[
         str | None, typer.Option(help="moepp or released.", show_default="the format that SRC is not in")
     ] = None,
 ) -> None:
-    """Convert the published checkpoint to moepp's format, or back."""
+    """Convert the published checkpoint to moepp's format or back, or a run's checkpoint to a model."""
     from .commands.convert import run_convert
 
     run_convert(source, destination, to)

@@ -266,7 +266,9 @@ def test_random_ranks_die_at_random_moments(tmp_path: Path, texts: str, seed: in
     job, kills = Job(make_recipe(tmp_path, texts, **steps), restarts=5), 0
     for _ in range(5):
         begun, before = newest(run), set(job.workers().values())
-        if not job.wait_for(lambda b=begun, old=before: newest(run) > b and not old & set(job.workers().values()) - old):
+        if not job.wait_for(
+            lambda b=begun, old=before: newest(run) > b and not old & set(job.workers().values()) - old
+        ):
             break
         time.sleep(generator.uniform(0, 0.3))
         victims = generator.choice([[0], [1], [0, 1]])

@@ -78,10 +78,12 @@ def garble(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("model.safetensors", truncate, r"model\.safetensors has 1000 bytes instead of \d+"),
-        ("model.safetensors", flip, r"model\.safetensors does not match its checksum"),
-        ("optimizer.pt", Path.unlink, r"optimizer\.pt is missing"),
-        ("rng_state.pth", flip, r"rng_state\.pth does not match its checksum"),
+        ("__0_0.distcp", truncate, r"__0_0\.distcp has 1000 bytes instead of \d+"),
+        ("__0_0.distcp", flip, r"__0_0\.distcp does not match its checksum"),
+        ("__0_0.distcp", Path.unlink, r"__0_0\.distcp is missing"),
+        (".metadata", flip, r"\.metadata does not match its checksum"),
+        ("rng.pt", flip, r"rng\.pt does not match its checksum"),
+        ("schedule.json", Path.unlink, r"schedule\.json is missing"),
         ("trainer_state.json", garble, r"trainer_state\.json has 1 bytes instead of \d+"),
         ("manifest.json", Path.unlink, r"manifest\.json is missing"),
         ("manifest.json", garble, r"manifest\.json cannot be read"),
@@ -98,7 +100,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(
     offer = r"resume from the one before it: --resume-from (\S+checkpoint-4)"
     with pytest.raises(DataError, match=rf"^checkpoint \S+checkpoint-8 is damaged: {reason}; {offer}$") as error:
         runner.train("run", resume=True)
-    if name == "optimizer.pt":  # once is enough: what is offered works, and replaces the damaged one
+    if name == "schedule.json":  # once is enough: what is offered works, and replaces the damaged one
         match = re.search(offer, str(error.value))
         assert match
         runner.train("run", resume=Path(match[1]))
@@ -109,8 +111,10 @@ def test_when_no_earlier_checkpoint_is_whole_none_is_offered(runner: Runner, sto
     run = runner.out("run")
     shutil.copytree(stopped, run)
     for step in (4, 8):
-        (run / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(DataError, match=r"checkpoint-8 is damaged: scheduler\.pt is missing; no earlier checkpoint is"):
+        (run / f"checkpoint-{step}" / "schedule.json").unlink()
+    with pytest.raises(
+        DataError, match=r"checkpoint-8 is damaged: schedule\.json is missing; no earlier checkpoint is"
+    ):
         runner.train("run", resume=True)
 
 

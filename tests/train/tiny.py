@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moepp.train import TrainResult, load_recipe, train
+from moepp.train import TrainResult, checkpoint, dcp, load_recipe, train
 from moepp.train.callbacks import METRICS_FILE, Interrupts
 from moepp.train.prepared import Prepared, prepare
 
@@ -125,6 +125,9 @@ def curve(run: Path) -> list[tuple[float, ...]]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
+    """Of a saved model or of a checkpoint."""
+    if checkpoint.is_checkpoint(folder):
+        return dcp.read_weights(folder, dcp.weights(folder))
     return load_file(folder / "model.safetensors")
 
 

@@ -9,17 +9,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from ..convert import REPORT, Format, Report, convert
+from ..convert import REPORT, Format, Report, appearing, convert
 from ..errors import ConfigError, nearest
 from ..format import binary
+from ..train import checkpoint, export
 
 FORMATS: dict[str, Format] = {"moepp": "moepp", "released": "released"}
 
 
 def run_convert(source: Path, destination: Path, to: str | None) -> None:
-    """Converts a model and prints what became of its tensors."""
+    """Converts a model and prints what became of its tensors, or makes a model of a run's checkpoint."""
     if to is not None and to not in FORMATS:
         raise ConfigError(f"--to={to!r} does not exist; {nearest(to, FORMATS)}")
+    if source.is_dir() and checkpoint.is_checkpoint(source):
+        _export(source, destination, to)
+        return
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     bar = Console(stderr=True)
     with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
@@ -36,6 +40,16 @@ def run_convert(source: Path, destination: Path, to: str | None) -> None:
         if names:
             console.print(f"{what}: {escape(', '.join(names))}", soft_wrap=True, highlight=False)
     console.print(f"every key: {destination / REPORT}", soft_wrap=True, highlight=False)
+
+
+def _export(source: Path, destination: Path, to: str | None) -> None:
+    if to == "released":
+        raise ConfigError(f"--to=released needs a model and {source} is a checkpoint; convert it --to moepp first")
+    checkpoint.verify(source)
+    with appearing(destination, size := export.weight_bytes(source)) as aside:
+        export.export(source, aside)
+    line = f"{source} → {destination}: {binary(size)} of weights"
+    Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _table(report: Report, title: str) -> Table:

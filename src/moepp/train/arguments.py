@@ -57,6 +57,7 @@ def training_arguments(recipe: Recipe, layout: Layout, validates: bool) -> Train
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
             prediction_loss_only=True,
+            save_only_model=True,  # of what Trainer would save; ours have all that a resume needs
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),

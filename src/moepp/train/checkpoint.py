@@ -6,8 +6,9 @@ removed by the next run.
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..files import sync
+from .group import Group
 
 STREAM_FILE = "stream.json"
 _STAGING = ".incomplete"
 _MANIFEST = "manifest.json"
+_INDEX = ".metadata"  # torch.distributed.checkpoint's; earlier versions of moepp saved in another format
 _PREFIX = "checkpoint-"
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 def staging(run: Path) -> Path:
@@ -56,10 +60,14 @@ def writing(run: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # for a full disk torch, safetensors and tokenizers each raise something of their own
         clear_staging(run)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}"
-        ) from error
+        raise not_written(what, run, (str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def not_written(what: str, run: Path, reason: str) -> DataError:
+    """The error for a write that failed; in a job of several processes, rank 0 prints it for all."""
+    error = DataError(f"{what} could not be written to {run}: {reason}; make room, or check output_dir; {way_on(run)}")
+    error.said_by = 0
+    return error
 
 
 def way_on(run: Path) -> str:
@@ -68,19 +76,25 @@ def way_on(run: Path) -> str:
     return f"--resume goes on from {saved[-1]}" if saved else "no checkpoint had been written"
 
 
-def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
-    """Seals a checkpoint that was written under :func:`staging` and moves it to its place in one rename.
+def seal(written: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Brings files of a checkpoint to the disk; returns what the manifest says of each, by name."""
+    said = {}
+    for path in files:
+        said[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        sync(path)
+    return said
+
+
+def publish(written: Path, run: Path, identity: Mapping[str, Any], files: Mapping[str, Any]) -> Path:
+    """Moves a checkpoint that was written under :func:`staging` to its place in one rename.
 
     Args:
         written: the checkpoint's folder.
         identity: what a resuming run must have in common with this one.
+        files: what :func:`seal` said of all of its files.
     """
-    files = {}
-    for path in sorted(p for p in written.rglob("*") if p.is_file()):
-        files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        sync(path)
     manifest = written / _MANIFEST
-    manifest.write_text(json.dumps({"identity": dict(identity), "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({"identity": dict(identity), "files": dict(files)}, indent=1), encoding="utf-8")
     sync(manifest)
     sync(written)
     target = run / written.name
@@ -94,7 +108,7 @@ def publish(written: Path, run: Path, identity: Mapping[str, Any]) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the oldest first."""
-    found = [p for p in run.glob(f"{_PREFIX}*") if p.is_dir() and p.name.removeprefix(_PREFIX).isdigit()]
+    found = [p for p in run.glob(f"{_PREFIX}*") if p.is_dir() and _NAME.fullmatch(p.name)]
     return sorted(found, key=step_of)
 
 
@@ -121,19 +135,27 @@ def rotate(run: Path, keep: int | None) -> None:
     clear_staging(run)
 
 
-def verify(checkpoint: Path) -> None:
-    """Reads a checkpoint's every byte.
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is, or was, a checkpoint rather than a saved model."""
+    return (folder / _MANIFEST).is_file() or bool(_NAME.fullmatch(folder.resolve().name))
+
+
+def verify(checkpoint: Path, group: Group | None = None) -> None:
+    """Reads a checkpoint's every byte; each process of a group, which all must call this, a share of the files.
 
     Raises:
         DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
     """
-    reason = _damage(checkpoint)
+    among = group or Group()
+    reason = _damage(checkpoint, among)
     if reason is None:
         return
     earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
-    whole = [other for other in earlier if _damage(other) is None]
+    whole = [other for other in earlier if _damage(other, among) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
-    raise DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
+    error = DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
+    error.said_by = None if group is None else 0
+    raise error
 
 
 def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
@@ -152,10 +174,17 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _damage(checkpoint: Path, group: Group) -> str | None:
+    found = group.gather(_damage_in_share(checkpoint, group))
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _damage_in_share(checkpoint: Path, group: Group) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
+        if _INDEX not in manifest["files"]:
+            return f"{_INDEX} is missing"
+        for name, expected in list(manifest["files"].items())[group.rank :: group.size]:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"

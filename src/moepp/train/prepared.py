@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, console: Console, *, saved_tokenizer: Path | None = 
     recipe.model_config()  # what cannot work is refused before the slow part
     with console.status("reading the corpus"):
         corpus = agreed("read the corpus", lambda: load_corpus(recipe.data))
-    path = recipe.tokenizer.path or saved_tokenizer
+    path = recipe.tokenizer.path or saved_tokenizer or recipe.initial_weights
     with console.status("training the tokenizer" if path is None else "loading the tokenizer"):
         tokenizer = from_first("prepared the tokenizer", lambda: _tokenizer(recipe, path, corpus))
     with console.status("tokenising") as status:

@@ -2,7 +2,7 @@
 
 Sections: ``model`` (a preset, fields of :class:`moepp.model.MoEPPConfig`, or both), ``tokenizer``, ``data``,
 ``optimization``, ``training`` (fields of transformers' ``TrainingArguments``), ``distributed``, ``output_dir``,
-``seed``, ``license``.
+``seed``, ``license``, ``initial_weights``.
 
 ``training.gradient_accumulation_steps`` counts the micro-batches of one optimizer step over all processes, which share
 them: a recipe means the same optimization on any number of processes.

@@ -25,6 +25,8 @@ from .callbacks import (
 )
 from .card import CARD_FILE, write_card
 from .distributed import build_model, full_state, wait_for_all
+from .group import Group
+from .initial_weights import check_initial_weights, load_initial_weights
 from .initialise import initialise
 from .layout import Layout, resolve
 from .prepared import Prepared, identity_of, model_config, prepare
@@ -79,9 +81,15 @@ def train(
         same_everywhere(flattened(dataclasses.asdict(recipe)), "start all ranks with the same recipe")
         layout = agreed("found their places", lambda: _layout(recipe, launch, gpus))
         console = (console or Console()) if layout.first else Console(quiet=True)
-        run = Path(recipe.output_dir)
-        start = agreed("looked for checkpoints", lambda: _start(run, resume))
-        same_everywhere({"checkpoint": str(start)}, "output_dir must be a folder that all machines share")
+        run, group = Path(recipe.output_dir), Group.new()
+        names = [path.name for path in checkpoint.checkpoints(run)]
+        same_everywhere({"checkpoints": names}, "output_dir must be a folder that all machines share")
+        again = restart.began_in(run)
+        start = restart.newest_whole(run, group) if again else None
+        if start is None:
+            start = agreed("looked for checkpoints", lambda: _start(run, resume, again))
+            if start is not None:
+                checkpoint.verify(start, group)
         restart.begins_in(run)
         if prepared is None:
             prepared = prepare(recipe, console, saved_tokenizer=start)
@@ -124,6 +132,8 @@ def _ready(recipe: Recipe, layout: Layout, start: Path | None, prepared: Prepare
     config = model_config(recipe, prepared.tokenizer)
     arguments = training_arguments(recipe, layout, bool(prepared.data.validation))
     identity = identity_of(recipe, config, prepared)
+    if recipe.initial_weights is not None and start is None:
+        check_initial_weights(Path(recipe.initial_weights), config)
     if start is not None:
         checkpoint.check_identity(start, identity)
         if isinstance(prepared.data.train, StreamingData):
@@ -141,6 +151,7 @@ def _run(
     from .trainer import MoEPPTrainer
 
     run, prepared, start = Path(recipe.output_dir), ready.prepared, ready.start
+    carried: list[str] = []
     if layout.first:
         checkpoint.clear_staging(run)
         with (
@@ -151,10 +162,13 @@ def _run(
             data = {"corpus_hash": prepared.data.corpus_hash, "hash": prepared.data.hash, "sources": prepared.data.rows}
             (aside / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
             prepared.tokenizer.save_pretrained(aside)
+            carried += sorted(path.name for path in aside.iterdir())
     transformers_logging.disable_progress_bar()
 
     model = build_model(ready.config, layout, device=ready.arguments.device)
     initialise(model, recipe.seed)
+    if recipe.initial_weights is not None and start is None:
+        load_initial_weights(model, Path(recipe.initial_weights))
     interrupts, bar = Interrupts(), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
@@ -171,6 +185,7 @@ def _run(
         processing_class=prepared.tokenizer,
         optimization=recipe.optimization,
         identity=ready.identity,
+        carried=carried,
         layout=layout,
         first_step=0 if start is None else checkpoint.step_of(start),
         callbacks=callbacks,
@@ -201,12 +216,10 @@ def _run(
     return TrainResult(model, prepared, metrics, None)
 
 
-def _start(run: Path, resume: bool | Path) -> Path | None:
-    """The checkpoint to go on from, if the run shall; else its folder must be free."""
-    if restart.began_in(run):
-        resume = restart.newest_whole(run) or resume
-        if resume is False or resume is True:
-            return None
+def _start(run: Path, resume: bool | Path, again: bool) -> Path | None:
+    """The checkpoint to go on from, if the run shall; else its folder must be free, or this job's own ``again``."""
+    if again and not isinstance(resume, Path):
+        return None
     if resume is False:
         _require_unused(run)
         return None
@@ -218,7 +231,6 @@ def _start(run: Path, resume: bool | Path) -> Path | None:
         resume = found[-1]
     if not resume.is_dir():
         raise DataError(f"checkpoint {resume} does not exist; check the path")
-    checkpoint.verify(resume)
     return resume
 
 

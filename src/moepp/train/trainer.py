@@ -1,8 +1,11 @@
 """transformers' Trainer with the paper's optimizer and schedule, routing in its logs and checkpoints written whole."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,19 +15,24 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from ..config import MoEConfig
-from ..data import StreamingData, TrainingData, ValidationData, train_loader
+from ..data import StreamingData, TrainingData, ValidationData, merge_states, train_loader
+from ..errors import DataError
 from ..model import MoEPPForCausalLM
 from ..model.balance import GlobalCounts
-from . import checkpoint
+from . import dcp, rng
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
 from .distributed import reshard, total
 from .diverged import TrainingDiverged, bad_weights, diagnose
+from .export import save_configuration
 from .layout import Layout
 from .metrics import Window, rank_imbalance
 from .recipe import Optimization
+from .saver import RNG_FILE, SCHEDULE_FILE, Saver, Snapshot
 
 
 class MoEPPTrainer(Trainer):
@@ -37,6 +45,7 @@ class MoEPPTrainer(Trainer):
         weights: of the sources in the mixture.
         layout: the processes that train together.
         first_step: optimizer steps that the checkpoint to resume from has behind it.
+        carried: files in the run's folder that each checkpoint takes along.
     """
 
     def __init__(
@@ -48,11 +57,11 @@ class MoEPPTrainer(Trainer):
         weights: dict[str, float],
         layout: Layout,
         first_step: int,
+        carried: Sequence[str],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, eval_dataset=validation or None, **kwargs)  # pyright: ignore[reportArgumentType]
         self.optimization = optimization
-        self.identity = identity
         self.validation = validation
         self.weights = weights
         self.layout = layout
@@ -66,7 +75,8 @@ class MoEPPTrainer(Trainer):
         self.alerts = RoutingAlerts(self.moe)
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
         self._step_loss: float | Tensor = 0.0
-        self._saving = False
+        self.carried = carried
+        self.saver = Saver(self.run, identity, self.args.save_total_limit, merge_states)
 
     # Optimization
 
@@ -193,24 +203,61 @@ class MoEPPTrainer(Trainer):
 
     # Checkpoints
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(checkpoint.staging(self.run) if self._saving else self.run)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; however training ends, the save that was begun is on the disk before it does."""
+        try:
+            result = super().train(*args, **kwargs)
+        except BaseException:
+            with suppress(DataError, RuntimeError):  # the first error is the one to tell
+                self.saver.wait()
+            raise
+        self.saver.wait()
+        return result
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.saver.check()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
+        """Begins to save; :class:`moepp.train.saver.Saver` says how it ends."""
         self.require_finite_weights()
-        self._saving = True
-        try:
-            with checkpoint.writing(self.run, name):
-                super()._save_checkpoint(model, trial)
-                written = checkpoint.staging(self.run) / name
-                if isinstance(self.train_dataset, StreamingData):
-                    samples = self.state.global_step * self._train_batch_size * self.args.gradient_accumulation_steps
-                    (written / checkpoint.STREAM_FILE).write_text(json.dumps(self.train_dataset.state_dict(samples)))
-                checkpoint.publish(written, self.run, self.identity)
-        finally:
-            self._saving = False
-        checkpoint.rotate(self.run, self.args.save_total_limit)
+        self.store_flos()
+        seconds = self.saver.save(self._snapshot)
+        self.log({"checkpoint_seconds": seconds})
+        if self.control.should_training_stop:  # there is nothing to do meanwhile
+            self.saver.wait()
+
+    def _snapshot(self) -> Snapshot:
+        data = self.train_dataset
+        micro_batches = self.state.global_step * self.args.gradient_accumulation_steps * self.layout.world_size
+        return Snapshot(
+            self.state.global_step,
+            dcp.state_of(cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer)),
+            rng.states(),
+            data.state_dict(micro_batches * self._train_batch_size) if isinstance(data, StreamingData) else None,
+            self._small_files(),
+        )
+
+    def _small_files(self) -> Callable[[Path], None]:
+        exported = [*self.callback_handler.callbacks, self.control]
+        kept: dict[str, Any] = self.state.stateful_callbacks  # pyright: ignore[reportAssignmentType]
+        for item in (item for item in exported if isinstance(item, ExportableState)):
+            name = type(item).__name__
+            kept[name] = [*kept[name], item.state()] if isinstance(kept[name], list) else item.state()
+        texts = {
+            TRAINER_STATE_NAME: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n",
+            SCHEDULE_FILE: json.dumps(cast(LambdaLR, self.lr_scheduler).state_dict()),
+        }
+        model = cast(MoEPPForCausalLM, self.model)
+
+        def write(folder: Path) -> None:
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            for name in self.carried:
+                shutil.copyfile(self.run / name, folder / name)
+            save_configuration(model, folder)
+
+        return write
 
     def require_finite_weights(self) -> None:
         """Raises :class:`TrainingDiverged` for weights that the last update overflowed: they are not worth saving."""
@@ -220,19 +267,28 @@ class MoEPPTrainer(Trainer):
     def _diverged(self, step: int) -> TrainingDiverged:
         return diagnose(cast(nn.Module, self.model), self._batches, step, self.run)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        dcp.load_model(cast(nn.Module, self.model), Path(resume_from_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Trainer's; rates, betas and decay stay the recipe's, which may ask for others than before."""
+        """Rates, betas and decay stay the recipe's, which may ask for others than before."""
+        if checkpoint is None:
+            return
         optimizer, scheduler = cast(torch.optim.Optimizer, self.optimizer), cast(LambdaLR, self.lr_scheduler)
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        scheduler.base_lrs = [group["initial_lr"] for group in settings]
-        rates = [
-            base * factor(scheduler.last_epoch)
-            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
+        dcp.load_optimizer(cast(nn.Module, self.model), optimizer, Path(checkpoint))
+        base = scheduler.base_lrs
+        scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE_FILE).read_text(encoding="utf-8")))
+        scheduler.base_lrs = base
+        rates = [rate * factor(scheduler.last_epoch) for rate, factor in zip(base, scheduler.lr_lambdas, strict=True)]
         scheduler._last_lr = rates  # what is logged
-        for group, setting, rate in zip(optimizer.param_groups, settings, rates, strict=True):
-            group.update(setting, lr=rate)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        saved = torch.load(Path(checkpoint) / RNG_FILE, weights_only=True)
+        rng.resume(saved, self.layout.rank, self.layout.world_size, seed=self.args.seed, step=self.state.global_step)
 
 
 def learning_rate(o: Optimization, step: int, total: int) -> float:
