@@ -97,12 +97,83 @@ def _bench_model(
     )
 
 
+@bench.command("comm")
+def _bench_comm(
+    sizes: Annotated[str, typer.Option(help="Of the paper's Table 2: 0.6b, 1b, 2b, 7b; or tiny.")] = "0.6b",
+    processes: Annotated[str, typer.Option(help="That share the FFN experts.")] = "2",
+    tokens: Annotated[str, typer.Option(help="Of each process, in one step.")] = "256",
+    tau: Annotated[str, typer.Option(help="In (0, 1].")] = "0.1,0.25,0.5,0.75,1",
+    bandwidth: Annotated[
+        str, typer.Option(help="Of links between network namespaces, in Mbit/s, or unlimited; none for no links.")
+    ] = "none",
+    latency: Annotated[str, typer.Option(help="Added to the links, one way, in milliseconds.")] = "0",
+    routing: Annotated[
+        str, typer.Option(help="synthetic: tau's exact shares; untrained: what a fresh router chooses.")
+    ] = "synthetic",
+    rounds: Annotated[int, typer.Option(help="Of measuring, at most.")] = 20,
+    seconds: Annotated[float, typer.Option(help="For one table; at least 5 rounds are run.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of tokens, routing and the order of measuring.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
+) -> None:
+    """Expert parallelism over processes that it starts: bytes and time of a layer's step, MoE++ and its vanilla twin.
+
+    Links between network namespaces need Linux and the right to make them; without it they are skipped.
+    """
+    from .commands.bench_comm import Options, run_bench_comm
+
+    run_bench_comm(
+        Options(
+            sizes=sizes,
+            processes=processes,
+            tokens=tokens,
+            tau=tau,
+            bandwidth=bandwidth,
+            latency=latency,
+            routing=routing,
+            rounds=rounds,
+            seconds=seconds,
+            seed=seed,
+            json=json,
+        )
+    )
+
+
+@bench.command("loader")
+def _bench_loader(
+    recipe: Annotated[Path, typer.Argument(help="Whose data, tokenizer and batch size.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for moepp train.")] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of processes; the first one's loader is measured.")] = "1",
+    seconds: Annotated[float, typer.Option(help="For each number of processes.")] = 10.0,
+    training_rate: Annotated[
+        float | None, typer.Option(help="Tokens/s that a process trains on; without it, from --peak.")
+    ] = None,
+    peak: Annotated[float, typer.Option(help="TFLOP/s of one GPU; 312 is an A100's in bfloat16.")] = 312.0,
+    utilization: Annotated[float, typer.Option(help="Share of --peak that training reaches.")] = 0.5,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.")] = None,
+) -> None:
+    """Reading and tokenising alone: tokens/s of a training run's loader, beside what training takes."""
+    from .commands.bench_loader import Options, run_bench_loader
+
+    run_bench_loader(
+        Options(
+            recipe=recipe,
+            overrides=overrides or (),
+            ranks=ranks,
+            seconds=seconds,
+            training_rate=training_rate,
+            peak=peak,
+            utilization=utilization,
+            json=json,
+        )
+    )
+
+
 @bench.command("report")
 def bench_report(
     results: Annotated[Path, typer.Argument(help="The folder with the JSON files.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="The page; plots go to images/ beside it.")] = Path("docs/performance.md"),
 ) -> None:
-    """Write the page with all results, targets and plots."""
+    """Write the pages with all results, targets and plots: performance.md, and communication.md beside it."""
     from .commands.bench_report import run_report
 
     run_report(results, out)

@@ -130,11 +130,13 @@ def test_an_error_arrives_as_it_is(tokenizer):
         yield "quick " * 100
         raise DataError("data.sources[0].dataset='x' cannot be read after row 1: gone; repair the data")
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = one_source(tokenizer, Stream(1, read), 500).micro_batches(1)
     with pytest.raises(DataError, match=r"^data\.sources\[0\]\.dataset='x' cannot be read after row 1: gone; repair"):
         next(batches)
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_state_of_other_sources_or_lanes(tokenizer):
@@ -223,7 +225,8 @@ def test_paper_mixtures(strategy, tokenizer, tmp_path):
     assert spec.sequence_length == 2048
     assert len(spec.sources) == 7
     assert sum(source.weight for source in spec.sources) == pytest.approx(100)
-    spec.sequence_length = 8
+    assert spec.stream_lanes == 32
+    spec.sequence_length, spec.stream_lanes = 8, 2
     for letter, source in zip("abcdefg", spec.sources, strict=True):
         assert source.streaming
         file = tmp_path / f"{source.name}.jsonl"

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moepp.errors import ConfigError
 from moepp.model import MoEPPConfig
 from moepp.train.distributed import build_model, local
 from moepp.train.initialise import initialise
@@ -29,7 +28,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 2, 2), (1, 4, 1), (1, 4, 2), (1, 4, 4), (2, 2, 2)]
-KINDS: list[dict[str, Any]] = [{}, {"gate": "tanh_mlp"}, {"num_constant_experts": 0}]
+KINDS: list[dict[str, Any]] = [{}, {"tie_word_embeddings": True}, {"gate": "tanh_mlp"}, {"num_constant_experts": 0}]
 
 
 def _digests(kinds: list[dict[str, Any]], layout: tuple[int, int, int]) -> list[tuple[str, int, float]]:
@@ -61,22 +60,6 @@ def test_gathered_weights_are_bit_equal_for_every_layout(
         assert {rank[kind][0] for rank in ranks} == {digest}, KINDS[kind]
         assert sum(rank[kind][1] for rank in ranks) == replicate * count  # no shard twice, none missing
         assert all(rank[kind][2] == pytest.approx(loss, rel=1e-6) for rank in ranks)
-
-
-def _tied() -> str:
-    with pytest.raises(ConfigError) as refused:
-        build_model(MoEPPConfig(**SMALL, tie_word_embeddings=True), Layout(1, 2, 1, dist.get_rank()), device="cpu")
-    return str(refused.value)
-
-
-def test_tied_embeddings_are_refused_on_several_processes_and_work_on_one() -> None:
-    assert run_processes(2, _tied)[0].startswith(
-        "model.tie_word_embeddings=True cannot be trained by several processes"
-    )
-    model = build_model(MoEPPConfig(**SMALL, tie_word_embeddings=True), Layout(), device="cpu")
-    initialise(model, 0)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def _start(changes: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:

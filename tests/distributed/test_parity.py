@@ -82,6 +82,11 @@ def test_ranks_without_ffn_work_take_part(case: str, biases: list[list[float]], 
         assert_same(train_on(world, texts, tmp_path / name.replace(" ", "-"), *overrides, biases=biases), expected)
 
 
+def test_tied_embeddings_learn_from_both_ends(texts: str, tmp_path: Path) -> None:
+    one = train_on(1, texts, tmp_path / "one", "model.tie_word_embeddings=true")
+    assert_same(train_on(2, texts, tmp_path / "two", "model.tie_word_embeddings=true"), one)
+
+
 def test_activation_checkpointing_changes_nothing(texts: str, alone: dict[str, Any], tmp_path: Path) -> None:
     overrides = ("distributed.ep_size=2", "training.gradient_checkpointing=true")
     assert_same(train_on(4, texts, tmp_path / "run", *overrides), alone)

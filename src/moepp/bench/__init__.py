@@ -1,7 +1,12 @@
 """Measuring speed: variants interleaved in one process, medians with their spread."""
 
+from .comm import CommCase, measure_comm
+from .comm_network import Link
+from .comm_page import FOLDER, cells, comm_page, read_comm
+from .comm_rows import CommResults, CommRow
 from .layers import PASSES, layer_group
 from .learned import Learned
+from .loader import measure_loader
 from .measure import Case, Group, measure_group
 from .method import Timing, interleave, machine
 from .model import MODELS, Job, Route, Task, run_models
@@ -15,16 +20,21 @@ from .sizes import SIZES, layer_config, model_config
 from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
 __all__ = [
+    "FOLDER",
     "MODELS",
     "PASSES",
     "PEERS",
     "SIZES",
     "Case",
+    "CommCase",
+    "CommResults",
+    "CommRow",
     "Group",
     "Job",
     "LayerWork",
     "Layers",
     "Learned",
+    "Link",
     "Results",
     "Route",
     "Row",
@@ -32,6 +42,8 @@ __all__ = [
     "Task",
     "Timing",
     "capture_work",
+    "cells",
+    "comm_page",
     "command",
     "facts",
     "interleave",
@@ -39,9 +51,12 @@ __all__ = [
     "layer_group",
     "machine",
     "machines",
+    "measure_comm",
     "measure_group",
+    "measure_loader",
     "measure_router",
     "model_config",
+    "read_comm",
     "read_results",
     "report",
     "run_experts",

@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import DataError
 from .method import machine
 
-Pass = Literal["forward", "forward+backward", "decode", "training", "generation"]
+Pass = Literal["forward", "forward+backward", "decode", "training", "generation", "loading"]
 VERSIONS_OF = ("transformers", "lm_eval", "triton", "scattermoe", "megablocks", "sonic-moe", "torchao")
 
 

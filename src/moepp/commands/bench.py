@@ -84,23 +84,23 @@ def plan(options: Options) -> list[Step]:
     if not options.seconds > 0:
         raise ConfigError(f"--seconds={options.seconds:g} must be more than 0")
     learned = _learned(options)
-    dtypes = _parse("--dtype", options.dtype, lambda text: DTYPES[known("--dtype", text, DTYPES)])
-    taus = _parse("--tau", options.tau, _tau)
+    dtypes = parse_list("--dtype", options.dtype, lambda text: DTYPES[known("--dtype", text, DTYPES)])
+    taus = parse_list("--tau", options.tau, parse_tau)
     backends = (
         list(BACKENDS)
         if options.backends == "all"
-        else _parse("--backends", options.backends, lambda text: _backend(text, options.benchmark))
+        else parse_list("--backends", options.backends, lambda text: _backend(text, options.benchmark))
     )
     if options.benchmark in ("router", "layer"):
         peers = []
     elif options.peers == "all":
         peers = list(PEERS)
     else:
-        peers = _parse("--peers", options.peers, lambda text: known("--peers", text, PEERS))
+        peers = parse_list("--peers", options.peers, lambda text: known("--peers", text, PEERS))
     if options.benchmark == "router" and not taus and not options.paper:
         raise ConfigError("--tau=none leaves nothing to measure in the benchmark 'router'; give a value like 0.75")
-    sizes = _parse("--sizes", options.sizes, lambda text: text)
-    tokens = _parse("--tokens", options.tokens or TOKENS.get(options.benchmark, "2048"), _tokens)
+    sizes = parse_list("--sizes", options.sizes, lambda text: text)
+    tokens = parse_list("--tokens", options.tokens or TOKENS.get(options.benchmark, "2048"), parse_tokens)
     if options.paper:
         if options.benchmark not in ("experts", "router"):
             raise ConfigError(f"--paper is of the benchmarks 'experts' and 'router', not of {options.benchmark!r}")
@@ -163,8 +163,12 @@ def _device(text: str) -> str:
     return text
 
 
-def _parse(option: str, text: str, read: Callable[[str], Item]) -> list[Item]:
-    """A list separated by commas; ``none`` is the empty one for the options that may be."""
+def parse_list(option: str, text: str, read: Callable[[str], Item]) -> list[Item]:
+    """A list separated by commas; ``none`` is the empty one for the options that may be.
+
+    Raises:
+        ConfigError: it names nothing.
+    """
     if text == "none" and option in ("--tau", "--peers"):
         return []
     found = [read(part.strip()) for part in text.split(",") if part.strip()]
@@ -173,7 +177,8 @@ def _parse(option: str, text: str, read: Callable[[str], Item]) -> list[Item]:
     return found
 
 
-def _tau(text: str) -> float:
+def parse_tau(text: str) -> float:
+    """A value of ``--tau``; ConfigError where it is none."""
     try:
         value = float(text)
     except ValueError:
@@ -183,7 +188,8 @@ def _tau(text: str) -> float:
     return value
 
 
-def _tokens(text: str) -> int:
+def parse_tokens(text: str) -> int:
+    """A value of ``--tokens``; ConfigError where it is none."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ConfigError(f"--tokens={text} must be a whole number of at least 1")
     return int(text)

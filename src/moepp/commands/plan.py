@@ -30,10 +30,6 @@ def run_plan(path: Path, overrides: Sequence[str], options: PlanOptions, *, dry_
     config, batch = planned_config(recipe), planned_batch(recipe)
     layout = planned_layout(recipe, config, options.gpus)
     gpus = options.gpus or layout.world_size
-    if gpus > 1 and config.tie_word_embeddings:
-        raise ConfigError(
-            f"model.tie_word_embeddings=True cannot be trained by {gpus} processes; set it to False, or use one GPU"
-        )
     if batch.micro_batches % gpus:
         raise ConfigError(
             f"training.gradient_accumulation_steps={batch.micro_batches}, the micro-batches of a step over all "

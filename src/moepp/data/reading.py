@@ -1,9 +1,9 @@
 """One lane of one source: the endless tokens of its share of the documents, and where they are.
 
 Each pass over a source has its own order of shards, by seed. Of a pass, every lane gets an equal share: whole shards
-where there are enough of them; else every lane reads all shards and takes every so-manieth document, which costs little,
-for reading is some hundred times faster than tokenising. The shares rotate from pass to pass. Together the lanes
-read every document once in each pass, and one that has finished a pass does not wait for the others.
+where there are enough of them; else every lane reads all shards and takes every so-manieth document, which costs
+little, for reading is some fifty times faster than tokenising. The shares rotate from pass to pass. Together the
+lanes read every document once in each pass, and one that has finished a pass does not wait for the others.
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,7 @@ from ..errors import DataError
 from .hub import Stream
 from .mixture import iterate_sources
 from .packing import Sample, to_sample
-from .prefetch import prefetch
+from .prefetch import Prefetch
 from .reading import Position, Reader
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class StreamingData:
         self._history = {lane: deque([(self._samples, self._start[lane])], _HISTORY) for lane in lanes}
 
     def _prefetched(self, batch_size: int, rank: int, ranks: int, first: int) -> Iterator[Sample]:
-        with closing(prefetch(self._read(batch_size, rank, ranks, first), _AHEAD)) as batches:
+        with closing(Prefetch(self._read(batch_size, rank, ranks, first), _AHEAD)) as batches:
             for number, batch, places in batches:
                 self._history[number % self.lanes].append(((number + 1) * batch_size, places))
                 yield batch

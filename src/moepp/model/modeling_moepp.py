@@ -145,6 +145,9 @@ class MoEPPPreTrainedModel(PreTrainedModel):
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
         """transformers', where the ``ep_implementation`` "auto" is ours."""
+        if mesh_manager is not None and model.config.tie_word_embeddings:
+            # FSDP2 wants tied weights in one of its groups: here the outermost, which takes what no other has.
+            model._fsdp_plan = {name: style for name, style in model.fsdp_plan.items() if name.endswith("layers.*")}
         if mesh_manager is not None and distributed_config.ep_size > 1:
             from .expert_parallel import NAME  # registers itself
 

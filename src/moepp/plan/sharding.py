@@ -50,8 +50,11 @@ def parameter_shapes(config: MoEPPConfig) -> dict[str, tuple[int, ...]]:
 def units(shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Unit]:
     """The units at these sizes, in the order of the parameters."""
     found: dict[str, Unit] = {}
+    tied = "lm_head.weight" not in shapes
     for name, shape in shapes.items():
         unit, is_expert = _unit_of(name, sizes)
+        if tied and not _LAYER.match(name):
+            unit = _TAIL  # tied embeddings have to be in one unit
         group = sizes.expert_fsdp if is_expert else sizes.fsdp
         whole = math.prod(shape) // (sizes.ep if is_expert else 1)
         part = math.prod(first_shard(name, shape, sizes))

@@ -14,7 +14,6 @@ from transformers.distributed.checkpoint import _redistribute_state_dict
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.sharding_utils import DtensorShardOperation
 
-from ..errors import ConfigError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
 from .ranks import agreed, exchange, job, rank, world_size
@@ -38,18 +37,9 @@ def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | s
 
 
 def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
-    """Shards a model's parameters in place; on one process it stays as it is.
-
-    Raises:
-        ConfigError: its embeddings are tied, which transformers puts into two groups of FSDP2's and PyTorch refuses.
-    """
+    """Shards a model's parameters in place; on one process it stays as it is."""
     if layout.world_size == 1:
         return model
-    if model.config.tie_word_embeddings:
-        raise ConfigError(
-            "model.tie_word_embeddings=True cannot be trained by several processes: FSDP2 does not find the two in one "
-            "group; set it to False, or train on one process"
-        )
     # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     engine, _, mesh = model.prepare_distribute_model(

@@ -207,6 +207,7 @@ def _run(
         with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
             whole = build_model(ready.config, Layout(), device="meta")
             whole.load_state_dict(state, assign=True)
+            whole.tie_weights()
             whole.save_pretrained(aside)
         with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
             write_card(
