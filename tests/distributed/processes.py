@@ -21,13 +21,14 @@ class ProcessFailed(AssertionError):
 
 
 def run_processes(
-    world: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0, init: bool = True
+    world: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0, init: bool = True, grace: float = 2.0
 ) -> list[Any]:
     """Runs ``function(*args)`` in so many processes, which are ranks of one gloo job, and returns what each returned.
 
     Args:
         function: of a module's top level; what it returns must pickle.
         timeout: seconds until those that still run are killed and named.
+        grace: seconds that the others have when one has failed.
         init: whether the default process group is there before the function runs; else only torchrun's environment.
 
     Raises:
@@ -55,7 +56,7 @@ def run_processes(
                 except EOFError:
                     results[rank] = (False, "died without a word")
             if any(not ok for ok, _ in results.values()):
-                end = min(end, time.monotonic() + 2.0)  # the others may be about to say why, or wait for it for ever
+                end = min(end, time.monotonic() + grace)  # the others may be about to say why, or wait for it for ever
         for pipe in pipes:
             pipe.close()
         for process in processes:

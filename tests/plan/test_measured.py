@@ -20,7 +20,7 @@ SIZES = {
 
 
 def case(sizes: Sizes) -> tuple[MoEPPConfig, Batch, Sizes]:
-    """Two micro-batches a process, with activation checkpointing; 97 entries and 6 experts don't divide by 4; one has tied ends."""
+    """Two micro-batches a process, with activation checkpointing; 97 entries and 6 experts don't divide by 4."""
     experts = 4 if sizes.ep == 4 else 6
     config = tiny_config(num_ffn_experts=experts, capacity_factor=1.1, tie_word_embeddings=sizes == Sizes(fsdp=2))
     batch = Batch(sequences=2, sequence_length=32, micro_batches=2 * sizes.gpus, bf16=True, checkpointing=True)

@@ -7,8 +7,8 @@ import pytest
 from moepp.train.hang import Beat, innermost, who_hangs
 
 
-def beat(phase: str, step: int, idle: float = 30.0, where: str = "a.py:1 f") -> Beat:
-    return Beat(3, phase, step, idle, where)
+def beat(phase: str, step: int, idle: float = 30.0, where: str = "a.py:1 f", waits: bool = True) -> Beat:
+    return Beat(3, phase, step, idle, where, waits)
 
 
 WAITING = beat("forward/backward", 12, 29.0)
@@ -38,6 +38,11 @@ WAITING = beat("forward/backward", 12, 29.0)
             "the others wait in ended, step 12 or forward/backward, step 12",
         ),
         (
+            [WAITING, beat("forward/backward", 12, where="b.py:2 g", waits=False)],
+            "rank 1 has not moved for 30 s: forward/backward, step 12, in b.py:2 g; "
+            "the others wait in forward/backward, step 12",
+        ),
+        (
             [WAITING, beat("forward/backward", 12, where="b.py:2 g"), WAITING],
             "no rank has moved for 29 s: all are at forward/backward, step 12: "
             "ranks 0, 2 in a.py:1 f, rank 1 in b.py:2 g",
@@ -53,13 +58,15 @@ def test_a_beat_survives_the_store() -> None:
 
 
 def test_the_line_that_a_thread_is_in_is_found() -> None:
-    assert innermost(threading.current_thread()).startswith("train/hang.py:")
+    where, waits = innermost(threading.current_thread())
+    assert where.startswith("train/hang.py:")
+    assert not waits
     go = threading.Event()
     thread = threading.Thread(target=go.wait)
     thread.start()
     try:
-        assert "threading.py:" in innermost(thread)
+        assert "threading.py:" in innermost(thread)[0]
     finally:
         go.set()
         thread.join()
-    assert innermost(thread) == ""
+    assert innermost(thread) == ("", False)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..model import MoEPPConfig, MoEPPForCausalLM
@@ -49,6 +50,13 @@ def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
         )
     )
     return model.maybe_distribute_model(model, engine, mesh)
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees what a forward pass without a backward pass leaves gathered: to checkpoints, it is not the parameters."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

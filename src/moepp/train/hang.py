@@ -34,6 +34,8 @@ class Beat:
     """Seconds without progress."""
     where: str
     """The innermost line of Python that the main thread is in."""
+    waits: bool
+    """Whether that can be a wait for other ranks."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -47,21 +49,25 @@ class Beat:
         return f"{self.phase}, step {self.step}"
 
 
-def innermost(thread: threading.Thread) -> str:
-    """The line of Python that a thread is in, as ``folder/file.py:line function``."""
+def innermost(thread: threading.Thread) -> tuple[str, bool]:
+    """The line of Python that a thread is in, as ``folder/file.py:line function``, and whether ranks wait there."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
-        return ""
-    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"
+        return "", False
+    file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+    # Collectives of the backward pass are called by autograd's engine, which Python does not see.
+    waits = name == "_engine_run_backward" or "torch/distributed/" in file.as_posix()
+    return f"{'/'.join(file.parts[-2:])}:{frame.f_lineno} {name}", waits
 
 
 def who_hangs(beats: Mapping[int, Beat | None]) -> str:
-    """Who keeps a job from moving: the ranks that do not answer (None), or else those that are behind the others."""
+    """Who keeps a job from moving: the ranks that do not answer (None), or else those that are behind the others, or do
+    not wait for them."""
     alive = {rank: beat for rank, beat in beats.items() if beat is not None}
     if silent := [rank for rank in beats if rank not in alive]:
         do = "do not answer" if len(silent) > 1 else "does not answer"
         return f"{named(silent)} {do} (stopped, killed, or the machine is gone); {_waiting(alive.values())}"
-    place = {rank: (beat.step, _ORDER.index(beat.phase)) for rank, beat in alive.items()}
+    place = {rank: (beat.step, _ORDER.index(beat.phase), beat.waits) for rank, beat in alive.items()}
     behind = [rank for rank in place if place[rank] == min(place.values())]
     if len(behind) < len(alive):
         first = alive[behind[0]]

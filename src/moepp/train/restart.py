@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from . import checkpoint
+from .group import Group
 from .ranks import job
 
 _KEY = "moepp/run"
@@ -28,11 +29,11 @@ def begins_in(run: Path) -> None:
         now.attempts.set(_KEY, str(run.resolve()))
 
 
-def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint that is not damaged: nobody is there to choose one."""
+def newest_whole(run: Path, group: Group) -> Path | None:
+    """The newest checkpoint that is not damaged, for nobody is there to choose one; every rank must call this."""
     for found in reversed(checkpoint.checkpoints(run)):
         try:
-            checkpoint.verify(found)
+            checkpoint.verify(found, group)
         except DataError:
             continue
         return found

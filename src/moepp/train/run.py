@@ -81,11 +81,15 @@ def train(
         same_everywhere(flattened(dataclasses.asdict(recipe)), "start all ranks with the same recipe")
         layout = agreed("found their places", lambda: _layout(recipe, launch, gpus))
         console = (console or Console()) if layout.first else Console(quiet=True)
-        run = Path(recipe.output_dir)
-        start = agreed("looked for checkpoints", lambda: _start(run, resume))
-        same_everywhere({"checkpoint": str(start)}, "output_dir must be a folder that all machines share")
-        if start is not None:
-            checkpoint.verify(start, Group.new())
+        run, group = Path(recipe.output_dir), Group.new()
+        names = [path.name for path in checkpoint.checkpoints(run)]
+        same_everywhere({"checkpoints": names}, "output_dir must be a folder that all machines share")
+        again = restart.began_in(run)
+        start = restart.newest_whole(run, group) if again else None
+        if start is None:
+            start = agreed("looked for checkpoints", lambda: _start(run, resume, again))
+            if start is not None:
+                checkpoint.verify(start, group)
         restart.begins_in(run)
         if prepared is None:
             prepared = prepare(recipe, console, saved_tokenizer=start)
@@ -165,7 +169,7 @@ def _run(
     initialise(model, recipe.seed)
     if recipe.initial_weights is not None and start is None:
         load_initial_weights(model, Path(recipe.initial_weights))
-    interrupts, bar = Interrupts(), ProgressBar(console, label)
+    interrupts, bar = Interrupts(Group.new()), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
         callbacks += [MetricsFile(run), bar, *tensorboard(run)]
@@ -213,12 +217,10 @@ def _run(
     return TrainResult(model, prepared, metrics, None)
 
 
-def _start(run: Path, resume: bool | Path) -> Path | None:
-    """The checkpoint to go on from, if the run shall; else its folder must be free."""
-    if restart.began_in(run):
-        resume = restart.newest_whole(run) or resume
-        if resume is False or resume is True:
-            return None
+def _start(run: Path, resume: bool | Path, again: bool) -> Path | None:
+    """The checkpoint to go on from, if the run shall; else its folder must be free, or this job's own ``again``."""
+    if again and not isinstance(resume, Path):
+        return None
     if resume is False:
         _require_unused(run)
         return None

@@ -26,7 +26,7 @@ from ..model.balance import GlobalCounts
 from . import dcp, rng
 from .alerts import RoutingAlerts
 from .callbacks import StepClock
-from .distributed import total
+from .distributed import reshard, total
 from .diverged import TrainingDiverged, bad_weights, diagnose
 from .export import save_configuration
 from .layout import Layout
@@ -181,6 +181,7 @@ class MoEPPTrainer(Trainer):
             metrics[f"{metric_key_prefix}_{name}_bits_per_byte"] = nats / math.log(2) / data.bytes_per_token
             loss += self.weights[name] / total * nats
             bytes_ += self.weights[name] / total * data.bytes_per_token
+        reshard(cast(nn.Module, self.model))
         metrics[f"{metric_key_prefix}_loss"] = loss
         metrics[f"{metric_key_prefix}_bits_per_byte"] = loss / math.log(2) / bytes_
         self.log(dict(metrics))

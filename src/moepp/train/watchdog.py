@@ -8,6 +8,7 @@ behind, or does not answer at all, and every rank ends. Each leaves its Python s
 
 import faulthandler
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from .ranks import Job, named
 
 STACKS = "stacks"
 _BEATS_MISSED = 3  # after which a rank counts as not answering
+_LINGER = 0.5  # seconds in which the others see that they can go
 _GRACE = 10.0  # seconds for what is said at the end; a store or disk that hangs, too, must not hold it up
 
 
@@ -111,6 +113,7 @@ class Watchdog(TrainerCallback):
             yield
         except (MoEPPError, RuntimeError) as error:
             if _of_a_lost_peer(error):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, who ends all when one has; we only say why
                 raise self._lost(store, error) from error
             self._ends_with(store, error)
             raise
@@ -148,11 +151,11 @@ class Watchdog(TrainerCallback):
         try:
             while not self._done.wait(self.period):
                 phase, step = self._doing
-                where = innermost(threading.main_thread())
-                store.set(f"watchdog/{self.job.rank}", Beat(number, phase, step, self._idle, where).to_json())
+                beat = Beat(number, phase, step, self._idle, *innermost(threading.main_thread()))
+                store.set(f"watchdog/{self.job.rank}", beat.to_json())
                 self._called = self._called or store.check(["watchdog/hangs"])
                 number += 1
-            store.set(f"watchdog/{self.job.rank}", Beat(-1, "ended", self._doing[1], 0.0, "").to_json())
+            store.set(f"watchdog/{self.job.rank}", Beat(-1, "ended", self._doing[1], 0.0, "", False).to_json())
         except RuntimeError:  # the store has ended with rank 0: collectives notice, too
             return
 
@@ -189,14 +192,15 @@ class Watchdog(TrainerCallback):
         store = self.job.store.clone()  # pyright: ignore[reportAttributeAccessIssue]
         store.set("watchdog/hangs", "")
         beats = self._beats(store)
-        beats[self.job.rank] = beats[self.job.rank] or Beat(0, *self._doing, self._idle, "")
+        beats[self.job.rank] = beats[self.job.rank] or Beat(0, *self._doing, self._idle, "", True)
         if self.job.rank == min(rank for rank, beat in beats.items() if beat is not None):
             _say(f"{who_hangs(beats)}; stacks in {self.run / STACKS}; start the same command with --resume to go on")
             store.set("watchdog/reported", "")
         try:
             while not store.check(["watchdog/reported"]):
                 time.sleep(0.05)
-        except RuntimeError:  # the store has ended with rank 0, which has reported
+            time.sleep(_LINGER if self.job.rank == 0 else 0)  # the store may end with it
+        except RuntimeError:
             return
 
     def _beats(self, store: Any) -> dict[int, Beat | None]:

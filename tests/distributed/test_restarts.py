@@ -1,0 +1,283 @@
+"""kill -9 of ranks at any moment: the job starts again and ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch.distributed as dist
+
+from moepp import cli
+from moepp.train import checkpoint
+
+from ..train.tiny import assert_same_run, at_step, recipe_of, write_recipe, write_texts
+from .processes import ProcessFailed, run_processes
+
+KILLED = "rank 1: died without a word"
+
+
+def die(_: object = None) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_in_a_step() -> AbstractContextManager[Any]:
+    return at_step(6, die, "on_pre_optimizer_step")
+
+
+def _kill_in_a_save() -> AbstractContextManager[Any]:
+    """Of the second checkpoint, by the thread that writes, before this rank's files are sealed."""
+    seal, calls = checkpoint.seal, 0
+
+    def stop(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return die() if calls == 2 else seal(*args)
+
+    return mock.patch.object(checkpoint, "seal", stop)
+
+
+def _attempt(
+    port: int, number: int, recipe: str, arguments: list[str], happens: Callable[[], Any] | None
+) -> int | str | None:
+    """One attempt of a job under torchrun, whose agent keeps the store; this process's exit code."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(number),
+    }
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{recipe}-{name}-{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.argv = ["moepp", "train", recipe, *arguments]
+    with happens() if happens is not None and os.environ["RANK"] == "1" else nullcontext():
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code
+    return 0
+
+
+class Agent:
+    """Stands for torchrun, which takes ten seconds to start: keeps the job's store, and counts its attempts."""
+
+    def __init__(self, recipe: Path) -> None:
+        self.store: Any = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)  # pyright: ignore[reportPrivateImportUsage]
+        self.store.set_timeout(timedelta(seconds=30))
+        self.recipe = recipe
+        self.attempts = 0
+
+    def start(self, *arguments: str, world: int = 2, happens: Callable[[], Any] | None = None) -> list[Any]:
+        number, self.attempts = self.attempts, self.attempts + 1
+        self.recipe.with_name(f"{self.recipe.name}-err-0").unlink(missing_ok=True)
+        return run_processes(
+            world, _attempt, self.store.port, number, str(self.recipe), list(arguments), happens, init=False, timeout=90
+        )
+
+    @property
+    def said(self) -> str:
+        """Errors of rank 0 in the last attempt."""
+        text = self.recipe.with_name(f"{self.recipe.name}-err-0").read_text()
+        return "\n".join(line for line in text.splitlines() if line.startswith("error"))
+
+
+def make_recipe(folder: Path, texts: str, **training: Any) -> Path:
+    recipe = recipe_of(texts, folder / "run")
+    recipe["model"] |= {"num_ffn_experts": 4}
+    recipe["training"] |= {"gradient_accumulation_steps": 2, **training}
+    recipe["distributed"] = {"ep_size": 2, "timeout_seconds": 10.0}
+    return write_recipe(folder / "recipe.yaml", recipe)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_texts(tmp_path_factory.mktemp("texts") / "texts")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, texts: str) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert Agent(make_recipe(folder, texts)).start() == [0, 0]
+    return folder / "run"
+
+
+@pytest.fixture
+def agent(tmp_path: Path, texts: str) -> Agent:
+    return Agent(make_recipe(tmp_path, texts))
+
+
+@pytest.mark.parametrize(("happens", "saved"), [(_kill_in_a_step, [4]), (_kill_in_a_save, [4])])
+def test_a_killed_rank_starts_again_with_the_job(
+    agent: Agent, undisturbed: Path, happens: Callable[[], Any], saved: list[int]
+) -> None:
+    """The same command goes on from the newest whole checkpoint, and ends on the same numbers, bit for bit."""
+    run = agent.recipe.parent / "run"
+    with pytest.raises(ProcessFailed, match=KILLED):
+        agent.start(happens=happens)
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(run)] == saved
+    assert agent.start() == [0, 0]
+    assert_same_run(run, undisturbed)
+
+
+def test_a_job_that_is_killed_before_its_first_checkpoint_begins_anew(agent: Agent, undisturbed: Path) -> None:
+    run = agent.recipe.parent / "run"
+    with pytest.raises(ProcessFailed, match=KILLED):
+        agent.start(happens=_kill_in_the_second_step)
+    assert (run / "recipe.yaml").exists()
+    assert checkpoint.checkpoints(run) == []
+    assert agent.start() == [0, 0]
+    assert_same_run(run, undisturbed)
+
+
+def _kill_in_the_second_step() -> AbstractContextManager[Any]:
+    return at_step(1, die, "on_step_begin")
+
+
+def test_a_restart_takes_nobody_elses_folder(agent: Agent, texts: str) -> None:
+    """Neither one that it was refused, nor one in which another job trains."""
+    run = agent.recipe.parent / "run"
+    run.mkdir()
+    (run / "notes.txt").touch()
+    for _ in range(2):
+        assert agent.start() == [2, 2]
+        assert agent.said.startswith(f"error: output_dir='{run}' is already in use; ")
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_a_restart(agent: Agent, undisturbed: Path) -> None:
+    run = agent.recipe.parent / "run"
+    with pytest.raises(ProcessFailed, match=KILLED):
+        agent.start(happens=_kill_after_the_second_save)
+    (run / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    assert agent.start() == [0, 0]
+    assert_same_run(run, undisturbed)
+
+
+def _kill_after_the_second_save() -> AbstractContextManager[Any]:
+    return at_step(11, die, "on_step_begin")
+
+
+def test_resuming_with_another_model(agent: Agent) -> None:
+    assert agent.start("training.max_steps=4") == [0, 0]
+    assert agent.start("training.max_steps=8", "model.tau=0.5", "--resume") == [2, 2]
+    assert agent.said.startswith("error: model.tau=0.5 differs from 0.75, with which ")
+    assert "resume with the same value, or start a new run in another output_dir" in agent.said
+
+
+# With torchrun itself
+
+
+class Job:
+    """``torchrun … -m moepp train``; killed with its workers at the end of a test that failed."""
+
+    def __init__(self, recipe: Path, restarts: int) -> None:
+        self.recipe = recipe
+        self.err = (recipe.parent / "err").open("w+")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+                *("--shutdown-timeout=5", f"--max-restarts={restarts}", "-m", "moepp", "train", str(recipe)),
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=self.err,
+        )
+
+    def workers(self) -> dict[int, int]:
+        """Process ids by rank."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                variables = (folder / "environ").read_text().split("\0") if parent == self.process.pid else []
+            except OSError:  # it has ended meanwhile
+                continue
+            found |= {int(v.removeprefix("RANK=")): int(folder.name) for v in variables if v.startswith("RANK=")}
+        return found
+
+    def wait_for(self, event: Callable[[], bool]) -> bool:
+        """Waits for something to be seen; False if the job ended before."""
+        deadline = time.monotonic() + 120
+        while not event():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.005)
+        return True
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=240)
+        finally:
+            self.process.kill()
+            for pid in self.workers().values():
+                os.kill(pid, signal.SIGKILL)
+
+    def said(self) -> str:
+        self.err.seek(0)
+        return self.err.read()
+
+
+def newest(run: Path) -> int:
+    return max((checkpoint.step_of(path) for path in checkpoint.checkpoints(run)), default=0)
+
+
+def test_torchrun_restarts(tmp_path: Path, texts: str, undisturbed: Path) -> None:
+    run, job = tmp_path / "run", Job(make_recipe(tmp_path, texts), restarts=1)
+    alive = job.wait_for(lambda: newest(run) >= 4)
+    if alive:
+        os.kill(job.workers()[1], signal.SIGKILL)
+    assert job.end() == 0, job.said()
+    assert_same_run(run, undisturbed)
+    if alive:
+        assert "error: rank 1 ended at step " in job.said()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+def test_torchrun_ends_a_rank_that_is_stopped(tmp_path: Path, texts: str) -> None:
+    run, job = tmp_path / "run", Job(make_recipe(tmp_path, texts, max_steps=400), restarts=0)
+    assert job.wait_for(lambda: newest(run) >= 4)
+    os.kill(job.workers()[1], signal.SIGSTOP)
+    assert job.end() == 1
+    lines = [line for line in job.said().splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rank 1 does not answer (stopped, killed, or the machine is gone); ")
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(10))
+def test_random_ranks_die_at_random_moments(tmp_path: Path, texts: str, seed: int) -> None:
+    """Five kills a run, of one rank or both, while it sets out, trains and saves."""
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    steps = {"max_steps": 60, "save_steps": 3, "eval_steps": 20}
+    assert Agent(make_recipe(reference, texts, **steps)).start() == [0, 0]
+    generator, run = random.Random(seed), tmp_path / "run"
+    job, kills = Job(make_recipe(tmp_path, texts, **steps), restarts=5), 0
+    for _ in range(5):
+        begun, before = newest(run), set(job.workers().values())
+        if not job.wait_for(
+            lambda b=begun, old=before: newest(run) > b and not old & set(job.workers().values()) - old
+        ):
+            break
+        time.sleep(generator.uniform(0, 0.3))
+        victims = generator.choice([[0], [1], [0, 1]])
+        for rank, pid in job.workers().items():
+            if rank in victims:
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+        job.wait_for(lambda: len(job.workers()) < 2)
+        job.wait_for(lambda: len(job.workers()) == 2)
+    assert job.end() == 0, job.said()
+    assert kills > 0
+    assert_same_run(run, reference / "run")
