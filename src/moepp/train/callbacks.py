@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import checkpoint
-from .group import Group
 from .metrics import validation_sources
 from .ranks import largest
 
@@ -197,6 +196,5 @@ class Interrupts(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.received = largest(self.received or 0) or None
-        if not self.group.all(self.received is None):
-            self.received = next(number for number in self.group.gather(self.received) if number is not None)
+        if self.received is not None:
             control.should_save = control.should_training_stop = True

@@ -169,7 +169,7 @@ def _run(
     initialise(model, recipe.seed)
     if recipe.initial_weights is not None and start is None:
         load_initial_weights(model, Path(recipe.initial_weights))
-    interrupts, bar = Interrupts(Group.new()), ProgressBar(console, label)
+    interrupts, bar = Interrupts(), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
         callbacks += [MetricsFile(run), bar, *tensorboard(run)]
