@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from ..data import StreamingData
+from ..data import StreamingData, train_loader
 from ..errors import ConfigError, DataError
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from . import checkpoint, restart
@@ -121,6 +122,7 @@ class _Ready:
     arguments: "TrainingArguments"
     identity: Mapping[str, Any]
     prepared: Prepared
+    loader: DataLoader[Any]
     start: Path | None
     """The checkpoint to go on from."""
 
@@ -139,7 +141,16 @@ def _ready(recipe: Recipe, layout: Layout, start: Path | None, prepared: Prepare
         if isinstance(prepared.data.train, StreamingData):
             state = json.loads((start / checkpoint.STREAM_FILE).read_text(encoding="utf-8"))
             prepared.data.train.load_state_dict(state)
-    return _Ready(config, arguments, identity, prepared, start)
+    loader = train_loader(
+        prepared.data.train,
+        batch_size=arguments.train_batch_size,
+        rank=layout.rank,
+        ranks=layout.world_size,
+        first=0 if start is None else checkpoint.step_of(start) * recipe.micro_batches_per_step,
+        num_workers=arguments.dataloader_num_workers,
+        pin_memory=arguments.dataloader_pin_memory,
+    )
+    return _Ready(config, arguments, identity, prepared, loader, start)
 
 
 def _run(
@@ -187,7 +198,7 @@ def _run(
         identity=ready.identity,
         carried=carried,
         layout=layout,
-        first_step=0 if start is None else checkpoint.step_of(start),
+        loader=ready.loader,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

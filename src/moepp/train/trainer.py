@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from ..config import MoEConfig
-from ..data import StreamingData, TrainingData, ValidationData, merge_states, train_loader
+from ..data import StreamingData, ValidationData, merge_states
 from ..errors import DataError
 from ..model import MoEPPForCausalLM
 from ..model.balance import GlobalCounts
@@ -44,7 +44,7 @@ class MoEPPTrainer(Trainer):
         validation: held-out sets by source.
         weights: of the sources in the mixture.
         layout: the processes that train together.
-        first_step: optimizer steps that the checkpoint to resume from has behind it.
+        loader: this process's micro-batches of ``train_dataset``, from the first step to take on.
         carried: files in the run's folder that each checkpoint takes along.
     """
 
@@ -56,7 +56,7 @@ class MoEPPTrainer(Trainer):
         validation: dict[str, ValidationData],
         weights: dict[str, float],
         layout: Layout,
-        first_step: int,
+        loader: DataLoader[Any],
         carried: Sequence[str],
         **kwargs: Any,
     ) -> None:
@@ -65,7 +65,7 @@ class MoEPPTrainer(Trainer):
         self.validation = validation
         self.weights = weights
         self.layout = layout
-        self.first_step = first_step
+        self.loader = loader
         self.run = Path(str(self.args.output_dir))
         self.moe: MoEConfig = cast(MoEPPForCausalLM, self.model).config.moe
         self.window = Window()
@@ -98,16 +98,7 @@ class MoEPPTrainer(Trainer):
     # One step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """This process's micro-batches, from the first step to take on."""
-        return train_loader(
-            cast(TrainingData | StreamingData, self.train_dataset),
-            batch_size=self._train_batch_size,
-            rank=self.layout.rank,
-            ranks=self.layout.world_size,
-            first=self.first_step * self.args.gradient_accumulation_steps * self.layout.world_size,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        return self.loader
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; a step begins with fetching its samples."""
