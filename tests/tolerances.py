@@ -16,12 +16,19 @@ RELATIVE_TO_LARGEST = {
 }
 
 
-def assert_close(actual: Tensor, expected: Tensor, *, like: torch.dtype | None = None, name: str = "result") -> None:
+def assert_close(
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    like: torch.dtype | None = None,
+    within: float | None = None,
+    name: str = "result",
+) -> None:
     """``actual`` equals ``expected`` up to the rounding of ``like``, by default the dtype that ``actual`` came in."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if actual.numel() == 0:
         return
-    tolerance = RELATIVE_TO_LARGEST[like or actual.dtype]
+    tolerance = within or RELATIVE_TO_LARGEST[like or actual.dtype]
     actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
     assert actual.isfinite().all(), f"{name} is not finite"
     largest = expected.abs().max().item()

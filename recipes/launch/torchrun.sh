@@ -26,6 +26,8 @@ if [[ $NNODES -gt 1 && $MASTER_ADDR == localhost ]]; then
   exit 2
 fi
 
+# From SIGTERM to SIGKILL: the running step and a checkpoint must fit; torchrun's own 30 seconds are short for big models.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-270}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 # What NCCL finds wrong goes to the logs. How long processes wait for each other is the recipe's
 # distributed.timeout_seconds.

@@ -77,6 +77,7 @@ def _work(
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun does; else accelerate does, and says so
     with _Reporting(send):
         if init:
             method = f"file://{store}"

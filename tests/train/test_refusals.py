@@ -10,7 +10,7 @@ import pytest
 
 from moepp.errors import ConfigError, DataError, MoEPPError
 
-from .tiny import Crash, Runner, assert_same_run, at_step, crash
+from .tiny import Crash, Runner, assert_same_run, at_step, crash, logged
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,17 @@ def test_a_folder_that_is_no_checkpoint_is_refused(runner: Runner, stopped: Path
 def test_nothing_to_resume_from_is_said_with_what_to_do(runner: Runner) -> None:
     with pytest.raises(DataError, match=r"^output_dir='\S+run' has no checkpoint to resume from; start without --res"):
         runner.train("run", resume=True)
-    with at_step(2, crash), pytest.raises(Crash):
-        runner.train("run")
+    runner.out("run").mkdir()
+    (runner.out("run") / "of-somebody-else").touch()
     with pytest.raises(DataError, match=r"has no checkpoint to resume from; remove it and start without --resume$"):
         runner.train("run", resume=True)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(runner: Runner) -> None:
+    with at_step(2, crash), pytest.raises(Crash):
+        runner.train("run")
+    runner.train("run", "training.max_steps=3", resume=True)
+    assert [entry["step"] for entry in logged(runner.out("run"))] == [1, 2, 3]
 
 
 def test_an_output_folder_in_use_is_refused_and_left_alone(runner: Runner, stopped: Path) -> None:

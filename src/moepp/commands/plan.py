@@ -24,7 +24,7 @@ def run_plan(path: Path, overrides: Sequence[str], options: PlanOptions, *, dry_
         ConfigError: the recipe or an option cannot work.
         MoEPPError: the dry run found something else than the plan says.
     """
-    console = Console()
+    console = Console(width=max(Console().width, 110))  # below that, its tables lose their columns
     cluster = options.cluster()
     recipe = load_recipe(path, overrides)
     config, batch = planned_config(recipe), planned_batch(recipe)

@@ -30,8 +30,8 @@ def run_train(recipe: Path, overrides: Sequence[str], resume: bool | Path) -> No
         loaded = agreed("read the recipe", lambda: _or_raise(read))
         console = Console(quiet=rank() > 0)
         result = train(loaded, resume=resume, console=console)
-        exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
-        console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
+    exit_if_interrupted(console, result, ["moepp", "train", str(recipe), *overrides, "--resume"])
+    console.print(f"saved to {loaded.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _or_raise(read: Recipe | ConfigError) -> Recipe:

@@ -26,21 +26,15 @@ def training_arguments(recipe: Recipe, layout: Layout, validates: bool) -> Train
                 f"training.{name}={recipe.training[name]} has no text to validate on; "
                 "raise data.validation_fraction or name a validation_split"
             )
-    micro_batches = recipe.micro_batches_per_step
-    if micro_batches % layout.world_size:
-        raise ConfigError(
-            f"training.gradient_accumulation_steps={micro_batches} micro-batches of a step cannot be shared by "
-            f"{layout.world_size} processes; make it a multiple of them, with a smaller "
-            "training.per_device_train_batch_size for the same step"
-        )
     defaults = {
         "logging_steps": 10,
         "eval_strategy": "steps" if validates and "eval_steps" in recipe.training else "no",
         "save_total_limit": 3,
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.accelerator.is_available(),  # else TrainingArguments refuses bf16 without a GPU
         "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
     }
-    accumulated = {"gradient_accumulation_steps": micro_batches // layout.world_size}
+    accumulated = {"gradient_accumulation_steps": recipe.micro_batches_per_step // layout.world_size}
     settings: dict[str, Any] = defaults | recipe.training | accumulated
     try:
         return TrainingArguments(

@@ -21,6 +21,7 @@ from .metrics import validation_sources
 from .ranks import largest
 
 logger = logging.getLogger("moepp.train")
+_ECHO = 2.0  # seconds in which a signal is taken for the first one again: launchers pass on what all have got
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -179,6 +180,7 @@ class Interrupts(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -191,8 +193,12 @@ class Interrupts(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = number, now
+        elif now - self._at > _ECHO:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.received = largest(self.received or 0) or None

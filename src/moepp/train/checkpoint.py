@@ -117,10 +117,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def supersede(run: Path, start: Path) -> None:
-    """Renames the checkpoints after the one that a run goes on from: they belong to another future."""
+def supersede(run: Path, start: Path | None) -> None:
+    """Renames the checkpoints after the one that a run goes on from, or all of them: they belong to another future."""
+    first = 0 if start is None else step_of(start)
     for later in checkpoints(run):
-        if start.parent == run and step_of(later) > step_of(start):
+        if (start is None or start.resolve().parent == run.resolve()) and step_of(later) > first:
             target = run / f"superseded-{later.name}"
             shutil.rmtree(target, ignore_errors=True)
             later.rename(target)
@@ -166,7 +167,7 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     """
     saved = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["identity"]
     now = json.loads(json.dumps(dict(identity)))
-    for name in sorted(saved.keys() | now.keys()):
+    for name in {**now, **saved}:  # in the order of declaration: what follows from others comes after them
         if saved.get(name) != now.get(name):
             raise ConfigError(
                 f"{name}={now.get(name)!r} differs from {saved.get(name)!r}, with which {checkpoint} was trained; "
@@ -194,6 +195,8 @@ def _damage_in_share(checkpoint: Path, group: Group) -> str | None:
                 return f"{name} does not match its checksum"
     except FileNotFoundError:
         return f"{_MANIFEST} is missing"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} cannot be read"
     return None

@@ -4,8 +4,10 @@ Inside functions that one process alone never calls: older versions, on which it
 """
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -125,7 +127,7 @@ def wait_for_all(what: str) -> None:
     Not a barrier of gloo's, which the first process to leave may break for the others by ending.
     """
     if (here := job()) is not None:
-        exchange(here, what, "")
+        exchange(dataclasses.replace(here, timeout=timedelta.max), what, "")  # the watchdog looks after it
 
 
 def _several() -> bool:

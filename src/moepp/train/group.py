@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import first_line
+from .ranks import job
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ class Group:
         """All processes of the job, with a group of their own: every one of them must call this, in the same order."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
+        if (here := job()) is not None:
+            timeout = max(timeout, 3 * here.timeout)
         group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
         return cls(dist.get_rank(), dist.get_world_size(), group)
 

@@ -67,6 +67,10 @@ def who_hangs(beats: Mapping[int, Beat | None]) -> str:
     if silent := [rank for rank in beats if rank not in alive]:
         do = "do not answer" if len(silent) > 1 else "does not answer"
         return f"{named(silent)} {do} (stopped, killed, or the machine is gone); {_waiting(alive.values())}"
+    if ended := [rank for rank, beat in alive.items() if beat.number < 0]:
+        others = [beat for beat in alive.values() if beat.number >= 0]
+        if others:
+            return f"{named(ended)} {'have' if len(ended) > 1 else 'has'} ended; {_waiting(others)}"
     place = {rank: (beat.step, _ORDER.index(beat.phase), beat.waits) for rank, beat in alive.items()}
     behind = [rank for rank in place if place[rank] == min(place.values())]
     if len(behind) < len(alive):

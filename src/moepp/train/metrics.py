@@ -23,12 +23,15 @@ class Window:
     stats: list[RoutingStats] = field(default_factory=list)
     """One per layer."""
     steps: int = 0
+    kept: list[Tensor] = field(default_factory=list)
+    """(layers, experts) kept assignments of each forward pass, of this process's tokens."""
 
     def add(self, lm_loss: Tensor, layer_balance_loss: Tensor, share: float, stats: Sequence[RoutingStats]) -> None:
         """Adds one forward pass; ``share`` is its share of the step's balance loss."""
         self.lm_loss = self.lm_loss + lm_loss.detach()
         self.balance_loss = self.balance_loss + share * layer_balance_loss.detach()
         counts = [layer.detach() for layer in stats]
+        self.kept.append(torch.stack([layer.kept for layer in counts]))
         self.stats = [a + b for a, b in zip(self.stats, counts, strict=True)] if self.stats else counts
 
     def gather(self) -> Tensor:
@@ -37,9 +40,9 @@ class Window:
         All processes must come here together.
 
         Returns:
-            (processes, layers, experts) kept assignments of each process's own tokens.
+            (processes, forward passes times layers, experts) kept assignments of each process's own tokens.
         """
-        kept_by_rank = stacked(torch.stack([layer.kept for layer in self.stats])).cpu()
+        kept_by_rank = stacked(torch.cat(self.kept)).cpu()
         sums = [torch.as_tensor(self.lm_loss), torch.as_tensor(self.balance_loss), *chain.from_iterable(self.stats)]
         lm_loss, balance_loss, *counts = on_cpu(total(sums))
         self.lm_loss, self.balance_loss = lm_loss, balance_loss
@@ -62,7 +65,9 @@ class Window:
 
 
 def rank_imbalance(kept_by_rank: Tensor, ffn: int, ep_size: int) -> float:
-    """FFN rows of the busiest process over their mean, each layer's summed: a layer waits for its busiest process.
+    """FFN rows of the busiest process over their mean, summed over layers and forward passes.
+
+    Each of them waits for its busiest process.
 
     Args:
         kept_by_rank: (processes, layers, experts) kept assignments of each process's tokens.

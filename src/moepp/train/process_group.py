@@ -5,7 +5,7 @@ missing can be named and errors are shared, and only then in collectives.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ from .ranks import Job, agreed, exchange, job, joined, same_code_everywhere
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MARGIN = timedelta(seconds=60)
 
 
@@ -102,6 +103,10 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
     if launch is None or job() is not None:  # which a caller has joined
         yield
         return
+    if launch.world_size == 1:  # one process of torchrun's is one process: others must not make a job of it
+        with _without(_LAUNCHERS):
+            yield
+        return
     if not dist.is_available():
         raise BackendUnavailable(
             f"this PyTorch ({torch.__version__}) was built without torch.distributed, which several processes need; "
@@ -120,6 +125,16 @@ def process_group(launch: Launch | None, timeout_seconds: float, device_type: st
         exchange(here, "finished", "")  # a rank that leaves closes connections that others may still be reading from
     if here.world_size > 1:
         dist.destroy_process_group()  # not after an error: peers that are gone would be waited for
+
+
+@contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """Hides variables of the environment while the block runs."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _join(launch: Launch, timeout: timedelta, environment: Mapping[str, str]) -> Job:

@@ -158,6 +158,8 @@ _SET_ELSEWHERE = {
     "lr_scheduler_type": "optimization: the schedule is warm-up and cosine",
     "num_train_epochs": "training.max_steps",
     "resume_from_checkpoint": "--resume on the command line",
+    "average_tokens_across_devices": "nothing: a loss is the mean over all processes' tokens",
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config"), "distributed"),
     "auto_find_batch_size": "training.per_device_train_batch_size",
     "dataloader_pin_memory": "nothing: memory is pinned where there is a GPU",
     "disable_tqdm": "nothing: the progress bar is there on a terminal",

@@ -91,13 +91,13 @@ def train(
             start = agreed("looked for checkpoints", lambda: _start(run, resume, again))
             if start is not None:
                 checkpoint.verify(start, group)
-        restart.begins_in(run)
         if prepared is None:
             prepared = prepare(recipe, console, saved_tokenizer=start)
             console.print(data_table(prepared.data))
         ready = agreed("prepared the run", lambda: _ready(recipe, layout, start, prepared))
-        if start is not None and layout.first:
+        if layout.first and (start is not None or again):
             checkpoint.supersede(run, start)
+        restart.begins_in(run)
         watchdog = Watchdog(run, job())
         with watchdog.watching():
             try:
@@ -108,12 +108,19 @@ def train(
 
 def _layout(recipe: Recipe, launch: Launch | None, gpus: int) -> Layout:
     check_devices(launch, gpus)
-    return resolve(
+    layout = resolve(
         recipe.distributed,
         world_size=1 if launch is None else launch.world_size,
         rank=0 if launch is None else launch.rank,
         num_ffn_experts=recipe.model_config().num_ffn_experts,
     )
+    if recipe.micro_batches_per_step % layout.world_size:
+        raise ConfigError(
+            f"training.gradient_accumulation_steps={recipe.micro_batches_per_step} micro-batches of a step cannot be "
+            f"shared by {layout.world_size} processes; make it a multiple of them, with a smaller "
+            "training.per_device_train_batch_size for the same step"
+        )
+    return layout
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,8 @@ def _run(
     model = build_model(ready.config, layout, device=ready.arguments.device)
     initialise(model, recipe.seed)
     if recipe.initial_weights is not None and start is None:
-        load_initial_weights(model, Path(recipe.initial_weights))
+        folder = Path(recipe.initial_weights)
+        agreed("loaded the initial weights", lambda: load_initial_weights(model, folder))
     interrupts, bar = Interrupts(), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
@@ -199,6 +207,7 @@ def _run(
         carried=carried,
         layout=layout,
         loader=ready.loader,
+        patient=watchdog.patient,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -210,21 +219,23 @@ def _run(
     finally:
         bar.close()
     if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        wait_for_all("stopped")
         return TrainResult(model, prepared, {}, interrupts.received)
     trainer.require_finite_weights()
     metrics, log = trainer.last_validation(), trainer.state.log_history
-    state = full_state(model)
-    if layout.first:
-        with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
-            whole = build_model(ready.config, Layout(), device="meta")
-            whole.load_state_dict(state, assign=True)
-            whole.tie_weights()
-            whole.save_pretrained(aside)
-        with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
-            write_card(
-                aside / CARD_FILE, recipe=recipe, config=ready.config, data=prepared.data, metrics=metrics, log=log
-            )
-    wait_for_all("saved the model")
+    with watchdog.patient():
+        state = full_state(model)
+        if layout.first:
+            with checkpoint.writing(run, "the trained model"), checkpoint.moved_into(run) as aside:
+                whole = build_model(ready.config, Layout(), device="meta")
+                whole.load_state_dict(state, assign=True)
+                whole.tie_weights()
+                whole.save_pretrained(aside)
+            with checkpoint.writing(run, "the model card"), checkpoint.moved_into(run) as aside:
+                write_card(
+                    aside / CARD_FILE, recipe=recipe, config=ready.config, data=prepared.data, metrics=metrics, log=log
+                )
+        wait_for_all("saved the model")
     return TrainResult(model, prepared, metrics, None)
 
 
@@ -237,6 +248,8 @@ def _start(run: Path, resume: bool | Path, again: bool) -> Path | None:
         return None
     if resume is True:
         found = checkpoint.checkpoints(run)
+        if not found and (run / RECIPE_FILE).is_file():
+            return None  # a run that ended before its first checkpoint begins again
         if not found:
             remedy = "remove it and start" if run.exists() else "start"
             raise DataError(f"output_dir={str(run)!r} has no checkpoint to resume from; {remedy} without --resume")

@@ -9,12 +9,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from . import checkpoint, dcp
 from .group import Group, RanksFailed
@@ -44,6 +45,8 @@ class Saver:
         identity: what a resuming run must have in common with this one.
         keep: the newest so many stay; None and 0 keep all.
         merge: makes one position in the data of the processes' own.
+        on_gpu: whether that is where the tensors are.
+        patient: what to wait in for the disk.
     """
 
     def __init__(
@@ -52,11 +55,16 @@ class Saver:
         identity: Mapping[str, Any],
         keep: int | None,
         merge: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        *,
+        on_gpu: bool = False,
+        patient: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.run, self.identity, self.keep, self.merge = run, identity, keep, merge
         self.threads, self.loop = Group.new(), Group.new()
-        gpu = torch.cuda.is_available()
-        self._stager = DefaultStager(StagingOptions(gpu, False, False, gpu))
+        self.patient = patient
+        # Not DefaultStager, which torch 2.11 closes after its first use.
+        self._stager = StateDictStager(pin_memory=on_gpu, share_memory=False)
+        self._on_gpu = on_gpu
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -75,7 +83,9 @@ class Saver:
         start = time.perf_counter()
         self.wait()
         snapshot = take()
-        staged: Any = self._stager.stage(snapshot.tensors)
+        staged: Any = self._stager.stage(snapshot.tensors, non_blocking=self._on_gpu)
+        if self._on_gpu:
+            torch.accelerator.synchronize()
         self._pending = self._executor.submit(self._write, snapshot, staged)
         return time.perf_counter() - start
 
@@ -92,7 +102,8 @@ class Saver:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            with self.patient():
+                pending.result()
 
     def _write(self, snapshot: Snapshot, staged: dict[str, Any]) -> None:
         name = f"checkpoint-{snapshot.step}"

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from .layout import Layout
 from .metrics import Window, rank_imbalance
 from .recipe import Optimization
 from .saver import RNG_FILE, SCHEDULE_FILE, Saver, Snapshot
+from .validation import mean_loss
 
 
 class MoEPPTrainer(Trainer):
@@ -45,6 +46,7 @@ class MoEPPTrainer(Trainer):
         weights: of the sources in the mixture.
         layout: the processes that train together.
         loader: this process's micro-batches of ``train_dataset``, from the first step to take on.
+        patient: what to wait in for the disk.
         carried: files in the run's folder that each checkpoint takes along.
     """
 
@@ -57,6 +59,7 @@ class MoEPPTrainer(Trainer):
         weights: dict[str, float],
         layout: Layout,
         loader: DataLoader[Any],
+        patient: Callable[[], AbstractContextManager[None]] = nullcontext,
         carried: Sequence[str],
         **kwargs: Any,
     ) -> None:
@@ -76,7 +79,9 @@ class MoEPPTrainer(Trainer):
         self._batches: list[dict[str, Tensor]] = []  # of the running step, to find where a loss went wrong
         self._step_loss: float | Tensor = 0.0
         self.carried = carried
-        self.saver = Saver(self.run, identity, self.args.save_total_limit, merge_states)
+        on_gpu = self.args.device.type == "cuda"
+        keep = self.args.save_total_limit
+        self.saver = Saver(self.run, identity, keep, merge_states, on_gpu=on_gpu, patient=patient)
 
     # Optimization
 
@@ -157,17 +162,12 @@ class MoEPPTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss (nats per token, without the balance loss) and bits per byte on each source, and over the mixture."""
+        cast(nn.Module, self.model).eval()
         metrics: dict[str, float] = {}
         loss = bytes_ = 0.0
         total = sum(self.weights[name] for name in self.validation)  # a source may hold nothing out
         for name, data in self.validation.items():
-            output = self.evaluation_loop(
-                self.get_eval_dataloader(data),  # pyright: ignore[reportArgumentType]
-                description=name,
-                prediction_loss_only=True,
-                metric_key_prefix=metric_key_prefix,
-            )
-            nats = output.metrics[f"{metric_key_prefix}_loss"]  # pyright: ignore[reportOptionalSubscript]
+            nats = mean_loss(data, self._validation_batch, batch_size=self.args.eval_batch_size, layout=self.layout)
             metrics[f"{metric_key_prefix}_{name}_loss"] = nats
             metrics[f"{metric_key_prefix}_{name}_bits_per_byte"] = nats / math.log(2) / data.bytes_per_token
             loss += self.weights[name] / total * nats
@@ -178,6 +178,11 @@ class MoEPPTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _validation_batch(self, batch: dict[str, Tensor]) -> Tensor:
+        loss, _, _ = self.prediction_step(cast(nn.Module, self.model), batch, True)
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        return loss
 
     def last_validation(self) -> dict[str, float]:
         """The metrics that :meth:`evaluate` logged last; empty without validation data."""

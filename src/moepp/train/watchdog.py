@@ -47,6 +47,7 @@ class Watchdog(TrainerCallback):
         self._doing = ("setting up", 0)
         self._moves = 0
         self._idle = 0.0
+        self._patient = False
         self._called = False  # another rank found that the job hangs
         self._done = threading.Event()
 
@@ -56,6 +57,15 @@ class Watchdog(TrainerCallback):
         """This rank begins something."""
         self._doing = (phase, step)
         self._moves += 1
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Counts no time while the block runs: it waits for storage, which may be slow and still be at work."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
 
     def tick(self) -> None:
         """This rank is still at it, and moves."""
@@ -163,7 +173,7 @@ class Watchdog(TrainerCallback):
         """Counts the time without a move in beats, so that a job that was suspended as a whole may go on."""
         moves = self._moves
         while not self._done.wait(self.period):
-            self._idle = self._idle + self.period if moves == self._moves else 0.0
+            self._idle = self._idle + self.period if moves == self._moves and not self._patient else 0.0
             moves = self._moves
             if self._idle > self.timeout or self._called:
                 self._end()
@@ -194,7 +204,7 @@ class Watchdog(TrainerCallback):
         beats = self._beats(store)
         beats[self.job.rank] = beats[self.job.rank] or Beat(0, *self._doing, self._idle, "", True)
         if self.job.rank == min(rank for rank, beat in beats.items() if beat is not None):
-            _say(f"{who_hangs(beats)}; stacks in {self.run / STACKS}; start the same command with --resume to go on")
+            _say(f"{who_hangs(beats)}; stacks in {self.run / STACKS}; {way_on(self.run)}")
             store.set("watchdog/reported", "")
         try:
             while not store.check(["watchdog/reported"]):
