@@ -205,7 +205,7 @@ class Job:
 
 
 def test_torchrun_restarts(tmp_path: Path, texts: str, undisturbed: Path) -> None:
-    """Killed after the first of many saves, which change no number but leave a second until the run's end."""
+    """Killed after the first of twelve saves, which change no number and keep the run from ending before."""
     run, job = tmp_path / "run", Job(make_recipe(tmp_path, texts, save_steps=1), restarts=1)
     assert job.wait_for(lambda: newest(run) >= 1), job.said()
     os.kill(job.workers()[1], signal.SIGKILL)
