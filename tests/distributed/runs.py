@@ -1,7 +1,9 @@
 """Whole training runs of a tiny model over several processes, and what they leave to compare."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -9,11 +11,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from moepp.train import load_recipe, train
+from moepp.train.callbacks import StepClock
 
 from ..train.tiny import at_step, logged, quiet, recipe_of, weights, write_recipe
 from .processes import run_processes
 
 Biases = list[list[float]]
+SECONDS = 2.0
+"""What every step takes, as far as a run's log knows."""
 
 
 def train_on(
@@ -78,10 +83,10 @@ def _train(path: str, overrides: list[str], biases: Biases | None, resume: bool)
 
         seen["model"].register_forward_pre_hook(choose, with_kwargs=True)
 
-    with at_step(0, keep, "on_pre_optimizer_step"):
-        if biases is None:
-            train(load_recipe(path, overrides), console=quiet(), resume=resume)
-        else:
-            with at_step(0, bias, "on_train_begin"):
-                train(load_recipe(path, overrides), console=quiet(), resume=resume)
+    with (
+        at_step(0, keep, "on_pre_optimizer_step"),
+        nullcontext() if biases is None else at_step(0, bias, "on_train_begin"),
+        mock.patch.object(StepClock, "take", return_value=SECONDS),
+    ):
+        train(load_recipe(path, overrides), console=quiet(), resume=resume)
     return gradients

@@ -7,7 +7,7 @@ import pytest
 
 from ..tolerances import assert_close
 from ..train.tiny import write_texts
-from .runs import train_on
+from .runs import SECONDS, train_on
 
 LAYOUTS = {
     "two copies": (2, "distributed.replicate_size=2"),
@@ -19,7 +19,8 @@ LAYOUTS = {
     "experts over 4": (4, "distributed.ep_size=4"),
     "2 copies with experts over 2": (4, "distributed.replicate_size=2", "distributed.ep_size=2"),
 }
-NOT_COMPARED = {"tokens_per_second", "rank_imbalance", "train_runtime"}
+NOT_COMPARED = {"rank_imbalance", "train_runtime"}
+TOKENS = 4 * 2 * 32  # of a step: micro-batches, samples, tokens
 FFN, REST = [0.0] * 4, [0.0] * 4  # the tiny model's experts: 4 FFN, then 2 constant, 1 copy and 1 zero
 NO_FFN, ONLY_FIRST = [float("-inf")] * 4 + REST, [100.0, *[float("-inf")] * 3, *REST]
 
@@ -30,8 +31,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(texts: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return train_on(1, texts, tmp_path_factory.mktemp("alone") / "run")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the run on one process."""
+    return tmp_path_factory.mktemp("alone") / "run"
+
+
+@pytest.fixture(scope="module")
+def alone(texts: str, folder: Path) -> dict[str, Any]:
+    return train_on(1, texts, folder)
 
 
 def assert_same(run: dict[str, Any], alone: dict[str, Any]) -> None:
@@ -56,6 +63,7 @@ def test_a_run_does_not_depend_on_the_layout(layout: str, texts: str, alone: dic
     assert max(log["dropped/ffn"] for log in alone["logs"]) > 0
     assert all(log["grad_norm"] > 0.5 for log in alone["logs"]), "nothing was clipped"
     assert all(log["rank_imbalance"] >= 1 for log in run["logs"])
+    assert [log["tokens_per_second"] for log in run["logs"]] == [TOKENS / SECONDS] * 3, "not the tokens of all"
 
 
 def test_capacity_is_a_micro_batchs_of_one_process(texts: str, alone: dict[str, Any], tmp_path: Path) -> None:
@@ -86,6 +94,15 @@ def test_ranks_without_ffn_work_take_part(case: str, biases: list[list[float]], 
 def test_tied_embeddings_learn_from_both_ends(texts: str, tmp_path: Path) -> None:
     one = train_on(1, texts, tmp_path / "one", "model.tie_word_embeddings=true")
     assert_same(train_on(2, texts, tmp_path / "two", "model.tie_word_embeddings=true"), one)
+
+
+def test_saved_weights_are_the_same_start_for_every_layout(
+    texts: str, alone: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    start = f"initial_weights={folder}"
+    one = train_on(1, texts, tmp_path / "one", start)
+    assert one["logs"][0]["lm_loss"] < alone["logs"][0]["lm_loss"] - 0.01
+    assert_same(train_on(2, texts, tmp_path / "two", start, "distributed.ep_size=2"), one)
 
 
 def test_activation_checkpointing_changes_nothing(texts: str, alone: dict[str, Any], tmp_path: Path) -> None:

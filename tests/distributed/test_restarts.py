@@ -7,20 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-import torch.distributed as dist
 
-from moepp import cli
 from moepp.train import checkpoint
 
-from ..train.tiny import assert_same_run, at_step, recipe_of, write_recipe, write_texts
-from .processes import ProcessFailed, run_processes
+from ..train.tiny import assert_same_run, at_step, logged, write_texts
+from .agent import Agent, make_recipe, newest
+from .processes import ProcessFailed
 
 KILLED = "rank 1: died without a word"
 
@@ -43,58 +41,6 @@ def _kill_in_a_save() -> AbstractContextManager[Any]:
         return die() if calls == 2 else seal(*args)
 
     return mock.patch.object(checkpoint, "seal", stop)
-
-
-def _attempt(
-    port: int, number: int, recipe: str, arguments: list[str], happens: Callable[[], Any] | None
-) -> int | str | None:
-    """One attempt of a job under torchrun, whose agent keeps the store; this process's exit code."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": str(number),
-    }
-    for descriptor, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{recipe}-{name}-{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    sys.argv = ["moepp", "train", recipe, *arguments]
-    with happens() if happens is not None and os.environ["RANK"] == "1" else nullcontext():
-        try:
-            cli.main()
-        except SystemExit as end:
-            return end.code
-    return 0
-
-
-class Agent:
-    """Stands for torchrun, which takes ten seconds to start: keeps the job's store, and counts its attempts."""
-
-    def __init__(self, recipe: Path) -> None:
-        self.store: Any = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)  # pyright: ignore[reportPrivateImportUsage]
-        self.store.set_timeout(timedelta(seconds=30))
-        self.recipe = recipe
-        self.attempts = 0
-
-    def start(self, *arguments: str, world: int = 2, happens: Callable[[], Any] | None = None) -> list[Any]:
-        number, self.attempts = self.attempts, self.attempts + 1
-        self.recipe.with_name(f"{self.recipe.name}-err-0").unlink(missing_ok=True)
-        return run_processes(
-            world, _attempt, self.store.port, number, str(self.recipe), list(arguments), happens, init=False, timeout=90
-        )
-
-    @property
-    def said(self) -> str:
-        """Errors of rank 0 in the last attempt."""
-        text = self.recipe.with_name(f"{self.recipe.name}-err-0").read_text()
-        return "\n".join(line for line in text.splitlines() if line.startswith("error"))
-
-
-def make_recipe(folder: Path, texts: str, **training: Any) -> Path:
-    recipe = recipe_of(texts, folder / "run")
-    recipe["model"] |= {"num_ffn_experts": 4}
-    recipe["training"] |= {"gradient_accumulation_steps": 2, **training}
-    recipe["distributed"] = {"ep_size": 2, "timeout_seconds": 10.0}
-    return write_recipe(folder / "recipe.yaml", recipe)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +71,38 @@ def test_a_killed_rank_starts_again_with_the_job(
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(run)] == saved
     assert agent.start() == [0, 0]
     assert_same_run(run, undisturbed)
+
+
+def test_a_killed_job_goes_on_with_one_process(agent: Agent, tmp_path: Path, texts: str) -> None:
+    """Resumed by hand, with all experts at home, it ends on the losses of two processes that nothing disturbed."""
+    (tmp_path / "reference").mkdir()
+    reference, run = tmp_path / "reference" / "run", agent.recipe.parent / "run"
+    arguments = ("model.attention_dropout=0.0", "training.max_steps=8")  # which processes draw differently
+    assert Agent(make_recipe(reference.parent, texts)).start(*arguments) == [0, 0]
+    with pytest.raises(ProcessFailed, match=KILLED):
+        agent.start(*arguments, happens=_kill_in_a_step)
+    assert newest(run) == 4
+    assert Agent(agent.recipe).start(*arguments, "distributed.ep_size=1", "--resume", world=1) == [0]
+    for name in ("lm_loss", "eval_loss"):
+        ended = [(entry["step"], entry[name]) for entry in logged(run, name)]
+        expected = [(entry["step"], entry[name]) for entry in logged(reference, name)]
+        assert [step for step, _ in ended] == [step for step, _ in expected]
+        assert [loss for _, loss in ended] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+    assert ended[-1][0] == 8
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(agent: Agent, undisturbed: Path) -> None:
+    """With a whole checkpoint, from which the job goes on."""
+    run = agent.recipe.parent / "run"
+    assert agent.start(happens=_terminate_in_a_step) == [128 + signal.SIGTERM] * 2
+    assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(run)] == [4, 7]
+    assert agent.start() == [0, 0]
+    assert_same_run(run, undisturbed)
+
+
+def _terminate_in_a_step() -> AbstractContextManager[Any]:
+    return at_step(6, lambda _: os.kill(os.getpid(), signal.SIGTERM), "on_pre_optimizer_step")
 
 
 def test_a_job_that_is_killed_before_its_first_checkpoint_begins_anew(agent: Agent, undisturbed: Path) -> None:
@@ -226,19 +204,14 @@ class Job:
         return self.err.read()
 
 
-def newest(run: Path) -> int:
-    return max((checkpoint.step_of(path) for path in checkpoint.checkpoints(run)), default=0)
-
-
 def test_torchrun_restarts(tmp_path: Path, texts: str, undisturbed: Path) -> None:
-    run, job = tmp_path / "run", Job(make_recipe(tmp_path, texts), restarts=1)
-    alive = job.wait_for(lambda: newest(run) >= 4)
-    if alive:
-        os.kill(job.workers()[1], signal.SIGKILL)
+    """Killed after the first of twelve saves, which change no number and keep the run from ending before."""
+    run, job = tmp_path / "run", Job(make_recipe(tmp_path, texts, save_steps=1), restarts=1)
+    assert job.wait_for(lambda: newest(run) >= 1), job.said()
+    os.kill(job.workers()[1], signal.SIGKILL)
     assert job.end() == 0, job.said()
     assert_same_run(run, undisturbed)
-    if alive:
-        assert "error: rank 1 ended at step " in job.said()
+    assert "error: rank 1 ended at step " in job.said()
 
 
 @pytest.mark.drill
