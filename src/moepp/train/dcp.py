@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .group import Group
 
 METADATA = ".metadata"
@@ -101,7 +102,11 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 
 
 def _read(state: dict[str, Any], folder: Path) -> None:
-    load(state, storage_reader=_Reader(folder))
+    try:
+        load(state, storage_reader=_Reader(folder))
+    except CheckpointException as error:  # no Exception, but torch's own kind of failure on some ranks
+        reason = next(first_line(met) for met, _ in error.failures.values())
+        raise DataError(f"checkpoint {folder} cannot be read: {reason}; check the storage, and resume again") from error
 
 
 def _contiguous(state: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:

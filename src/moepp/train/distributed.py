@@ -12,15 +12,19 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ..errors import BackendUnavailable
 from ..model import MoEPPConfig, MoEPPForCausalLM
 from .layout import Layout
 from .ranks import agreed, exchange, job, rank, world_size
 
 Made = TypeVar("Made")
+_ENGINE = Version("5.23")
 
 
 def build_model(config: MoEPPConfig, layout: Layout, *, device: torch.device | str) -> MoEPPForCausalLM:
@@ -42,6 +46,11 @@ def distribute(model: MoEPPForCausalLM, layout: Layout) -> MoEPPForCausalLM:
     """Shards a model's parameters in place; on one process it stays as it is."""
     if layout.world_size == 1:
         return model
+    if Version(transformers.__version__) < _ENGINE:
+        raise BackendUnavailable(
+            f"several processes need transformers {_ENGINE} or newer, and {transformers.__version__} is installed; "
+            "upgrade it, or train on one process"
+        )
     from transformers.distributed.configuration_utils import DistributedConfig
 
     # It tells, in every process, that tensors on two-dimensional meshes take two collectives; there is no other way.
