@@ -1,13 +1,12 @@
 """What ``moepp bench comm`` says: one :class:`CommRow` per variant and link, and the JSON file that holds them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError
-from .rows import facts
+from .rows import facts, read_results, write_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,7 @@ class CommResults:
     def write(self, path: Path) -> None:
         """Writes the JSON file."""
         content = {"machine": self.machine, "versions": self.versions, "command": self.command}
-        rows = ",\n".join("  " + json.dumps(asdict(row)) for row in self.rows)
-        head = json.dumps(content, indent=1)[:-2]
-        path.write_text(f'{head},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+        write_results(path, content, [asdict(row) for row in self.rows])
 
     @classmethod
     def read(cls, path: Path) -> "CommResults":
@@ -81,9 +78,7 @@ class CommResults:
             DataError: the file is not of that kind.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows = [CommRow(**row) for row in content["rows"]]
-            return cls(content["machine"], content["versions"], content["command"], rows)
+            return cls(*read_results(path, lambda row: CommRow(**row)))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} holds no results of this benchmark: {error}; write it with `moepp bench comm --json`"

@@ -6,11 +6,11 @@ A file is ``{"machine": …, "versions": …, "command": …, "rows": […]}``. 
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import DataError
 from .method import machine
 
+R = TypeVar("R")
 Pass = Literal["forward", "forward+backward", "decode", "training", "generation", "loading"]
 VERSIONS_OF = ("transformers", "lm_eval", "triton", "scattermoe", "megablocks", "sonic-moe", "torchao")
 
@@ -102,9 +103,7 @@ class Results:
     def write(self, path: Path) -> None:
         """Writes the JSON file."""
         content = {"machine": self.machine, "versions": self.versions, "command": self.command}
-        rows = ",\n".join("  " + json.dumps(row.to_json()) for row in self.rows)
-        head = json.dumps(content, indent=1)[:-2]
-        path.write_text(f'{head},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+        write_results(path, content, [row.to_json() for row in self.rows])
 
     @classmethod
     def read(cls, path: Path) -> "Results":
@@ -114,13 +113,28 @@ class Results:
             DataError: the file is not of that kind.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows = [Row.from_json(row) for row in content["rows"]]
-            return cls(content["machine"], content["versions"], content["command"], rows)
+            return cls(*read_results(path, Row.from_json))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} holds no benchmark results: {error}; write it with `moepp bench … --json`"
             ) from error
+
+
+def write_results(path: Path, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file of numbers, one row a line: :func:`facts` or the like of them, and the rows."""
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    head = json.dumps(content, indent=1)[:-2]
+    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def read_results(path: Path, row_of: Callable[[Any], R]) -> tuple[dict[str, Any], dict[str, str], str, list[R]]:
+    """Machine, versions, command and rows of what :func:`write_results` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError: the file is not of that kind.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["machine"], content["versions"], content["command"], [row_of(row) for row in content["rows"]]
 
 
 def facts() -> dict[str, Any]:

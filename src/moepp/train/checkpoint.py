@@ -148,11 +148,11 @@ def verify(checkpoint: Path, group: Group | None = None) -> None:
         DataError: something is missing or damaged; names it, and the checkpoint before it that is whole.
     """
     among = group or Group()
-    reason = _damage(checkpoint, among)
+    reason = damage(checkpoint, among)
     if reason is None:
         return
     earlier = takewhile(lambda other: other != checkpoint, checkpoints(checkpoint.parent))
-    whole = [other for other in earlier if _damage(other, among) is None]
+    whole = [other for other in earlier if damage(other, among) is None]
     remedy = f"resume from the one before it: --resume-from {whole[-1]}" if whole else "no earlier checkpoint is whole"
     error = DataError(f"checkpoint {checkpoint} is damaged: {reason}; {remedy}")
     error.said_by = None if group is None else 0
@@ -175,7 +175,8 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _damage(checkpoint: Path, group: Group) -> str | None:
+def damage(checkpoint: Path, group: Group) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is whole. All processes of the group must call this."""
     found = group.gather(_damage_in_share(checkpoint, group))
     return next((reason for reason in found if reason is not None), None)
 

@@ -42,9 +42,8 @@ class Window:
         Returns:
             (processes, forward passes times layers, experts) kept assignments of each process's own tokens.
         """
-        kept_by_rank = stacked(torch.cat(self.kept)).cpu()
         sums = [torch.as_tensor(self.lm_loss), torch.as_tensor(self.balance_loss), *chain.from_iterable(self.stats)]
-        lm_loss, balance_loss, *counts = on_cpu(total(sums))
+        kept_by_rank, lm_loss, balance_loss, *counts = on_cpu([stacked(torch.cat(self.kept)), *total(sums)])
         self.lm_loss, self.balance_loss = lm_loss, balance_loss
         width = len(RoutingStats._fields)
         self.stats = [RoutingStats(*counts[i : i + width]) for i in range(0, len(counts), width)]

@@ -6,7 +6,6 @@ refusal. The job remembers which folder it may go on in, in the store that torch
 
 from pathlib import Path
 
-from ..errors import DataError
 from . import checkpoint
 from .group import Group
 from .ranks import job
@@ -31,10 +30,5 @@ def begins_in(run: Path) -> None:
 
 def newest_whole(run: Path, group: Group) -> Path | None:
     """The newest checkpoint that is not damaged, for nobody is there to choose one; every rank must call this."""
-    for found in reversed(checkpoint.checkpoints(run)):
-        try:
-            checkpoint.verify(found, group)
-        except DataError:
-            continue
-        return found
-    return None
+    newest_first = reversed(checkpoint.checkpoints(run))
+    return next((found for found in newest_first if checkpoint.damage(found, group) is None), None)

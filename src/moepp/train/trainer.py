@@ -165,13 +165,13 @@ class MoEPPTrainer(Trainer):
         cast(nn.Module, self.model).eval()
         metrics: dict[str, float] = {}
         loss = bytes_ = 0.0
-        total = sum(self.weights[name] for name in self.validation)  # a source may hold nothing out
+        whole = sum(self.weights[name] for name in self.validation)  # a source may hold nothing out
         for name, data in self.validation.items():
             nats = mean_loss(data, self._validation_batch, batch_size=self.args.eval_batch_size, layout=self.layout)
             metrics[f"{metric_key_prefix}_{name}_loss"] = nats
             metrics[f"{metric_key_prefix}_{name}_bits_per_byte"] = nats / math.log(2) / data.bytes_per_token
-            loss += self.weights[name] / total * nats
-            bytes_ += self.weights[name] / total * data.bytes_per_token
+            loss += self.weights[name] / whole * nats
+            bytes_ += self.weights[name] / whole * data.bytes_per_token
         reshard(cast(nn.Module, self.model))
         metrics[f"{metric_key_prefix}_loss"] = loss
         metrics[f"{metric_key_prefix}_bits_per_byte"] = loss / math.log(2) / bytes_
