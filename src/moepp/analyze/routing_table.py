@@ -26,19 +26,7 @@ FORMAT = b"moepp.routing_table"
 _VERSION = 1
 _GROUP = 1 << 20  # rows written at once
 _TYPES = (*EXPERT_TYPES, "none")
-_REPEATED = (
-    "document",
-    "source",
-    "token",
-    "type",
-    "entropy",
-    "loss",
-    "position",
-    "token_id",
-    "layer",
-    "slot",
-    "expert",
-)
+_NUMBERS = ("score", "weight", "kept")  # differ from choice to choice, where all other columns repeat themselves
 
 
 @dataclass(frozen=True)

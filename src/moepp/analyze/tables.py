@@ -100,7 +100,7 @@ def expert_load(table: RoutingTable, by: Grouping = "all") -> ExpertLoad:
         cell = member[:, None] * np.int64(experts + 1) + table.expert[:, layer]  # one more: nobody
         counts = np.bincount(cell.ravel(), minlength=len(groups) * (experts + 1))
         count[:, layer] = counts.reshape(len(groups), experts + 1)[:, :experts]
-    return ExpertLoad(groups, count, _ratio(count, count.sum(axis=-1, keepdims=True)))
+    return ExpertLoad(groups, count, ratio(count, count.sum(axis=-1, keepdims=True)))
 
 
 def experts_per_token(table: RoutingTable, kind: ExpertType = "ffn", by: Grouping = "all") -> ExpertsPerToken:
@@ -109,7 +109,7 @@ def experts_per_token(table: RoutingTable, kind: ExpertType = "ffn", by: Groupin
     tokens = np.bincount(member, minlength=len(groups))
     active = table.active(kind)
     sums = [np.bincount(member, active[:, layer], minlength=len(groups)) for layer in range(table.num_layers)]
-    layers = _ratio(np.stack(sums, axis=-1), tokens[:, None])
+    layers = ratio(np.stack(sums, axis=-1), tokens[:, None])
     return ExpertsPerToken(kind, groups, tokens, layers, layers.mean(axis=-1))
 
 
@@ -123,7 +123,7 @@ def token_types(table: RoutingTable, kind: ExpertType = "ffn", *, min_count: int
     ids, place, count = np.unique(table.token, return_inverse=True, return_counts=True)
     mean = np.bincount(place, values, minlength=len(ids)) / count
     squares = np.bincount(place, (values - mean[place]) ** 2, minlength=len(ids))
-    error = np.sqrt(_ratio(squares, count - 1) / count)
+    error = np.sqrt(ratio(squares, count - 1) / count)
     often = np.flatnonzero(count >= min_count)
     order = often[np.lexsort((ids[often], -mean[often]))]
     return TokenTypes(
@@ -161,7 +161,7 @@ def dropped(table: RoutingTable) -> Dropped:
         asked[:, column] = chosen.sum(axis=(0, 2))
         lost[:, column] = asked[:, column] - table.active(kind).sum(axis=0, dtype=np.int64)
     total = lost.sum() / asked.sum() if asked.sum() else math.nan
-    return Dropped(EXPERT_TYPES, _ratio(lost, asked), _ratio(lost.sum(axis=0), asked.sum(axis=0)), float(total))
+    return Dropped(EXPERT_TYPES, ratio(lost, asked), ratio(lost.sum(axis=0), asked.sum(axis=0)), float(total))
 
 
 def group_tokens(table: RoutingTable, by: Grouping) -> tuple[tuple[str, ...], Int32[np.ndarray, "T"]]:
@@ -175,10 +175,10 @@ def group_tokens(table: RoutingTable, by: Grouping) -> tuple[tuple[str, ...], In
 
 def _off_aim(load: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(L,) the largest of each layer's shares over their aims, and how much they vary."""
-    ratio = _ratio(load, load.sum(axis=-1, keepdims=True)) / aim
+    ratio = ratio(load, load.sum(axis=-1, keepdims=True)) / aim
     return ratio.max(axis=-1), np.sqrt(((ratio - 1) ** 2).mean(axis=-1))
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN, not a warning, where there is nothing to divide by."""
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole``; NaN, without a warning, where there is nothing to divide by."""
     return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole > 0)
