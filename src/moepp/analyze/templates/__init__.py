@@ -4,6 +4,7 @@ A page is one template that extends ``base.html.jinja``; styles and scripts are 
 needs nothing beside it. Everything that is filled in is escaped unless a template says otherwise.
 """
 
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,3 +20,8 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def read(name: str) -> str:
+    """A style or script as it is."""
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
