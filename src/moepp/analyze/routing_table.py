@@ -141,7 +141,7 @@ class RoutingTable:
             with replacing(path) as incomplete:
                 groups = self._groups()
                 first = next(groups)
-                repeated = [name for name in first.column_names if name not in _NUMBERS]
+                repeated: Any = [name for name in first.column_names if name not in _NUMBERS]
                 with pq.ParquetWriter(incomplete, first.schema, compression="zstd", use_dictionary=repeated) as writer:
                     writer.write_table(first)
                     for group in groups:

@@ -175,8 +175,8 @@ def group_tokens(table: RoutingTable, by: Grouping) -> tuple[tuple[str, ...], In
 
 def _off_aim(load: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(L,) the largest of each layer's shares over their aims, and how much they vary."""
-    ratio = ratio(load, load.sum(axis=-1, keepdims=True)) / aim
-    return ratio.max(axis=-1), np.sqrt(((ratio - 1) ** 2).mean(axis=-1))
+    relative = ratio(load, load.sum(axis=-1, keepdims=True)) / aim
+    return relative.max(axis=-1), np.sqrt(((relative - 1) ** 2).mean(axis=-1))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
