@@ -119,7 +119,7 @@ def _rows(summaries: Mapping[str, Summary]) -> list[tuple[str, list[str]]]:
         }
         for one in summaries.values()
     ]
-    return [(label, [column[label].replace("nan", "–") for column in columns]) for label in columns[0]]
+    return [(label, ["–" if "nan" in column[label] else column[label] for column in columns]) for label in columns[0]]
 
 
 def _facts(tables: Mapping[str, RoutingTable]) -> dict[str, str]:

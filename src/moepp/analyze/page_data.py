@@ -114,7 +114,6 @@ def _text(table: RoutingTable, extracts: Sequence[Extract], shown: np.ndarray) -
         "token": np.searchsorted(shown, table.token[_rows(extracts)]).tolist(),
         "vocabulary": [table.vocabulary[token] for token in shown.tolist()],
         "count": counts[np.searchsorted(ids, shown)].tolist(),
-        "least": int(np.clip(table.num_tokens // 2000, 1, 50)),
     }
 
 
@@ -124,6 +123,7 @@ def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, A
     correlations = {"first": summary.correlation.first, "ffn": summary.correlation.ffn}
     return {
         "vanilla": summary.vanilla,
+        "least": summary.least,
         "layers": table.num_layers,
         "slots": table.top_k,
         "experts": [table.layout.type_of(expert) for expert in range(table.layout.num_experts)],

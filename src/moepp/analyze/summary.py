@@ -58,6 +58,11 @@ class Summary:
     dropped: Dropped
 
     @property
+    def least(self) -> int:
+        """Occurrences that a token type needs to be ranked: a rare one's mean says little."""
+        return int(np.clip(self.table.num_tokens // 2000, 1, 50))
+
+    @property
     def ffn(self) -> float:
         """FFN experts per token and layer."""
         return float(self.per_token["ffn"].mean[0])

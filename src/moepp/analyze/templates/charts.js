@@ -14,7 +14,7 @@ const place = (low, high, from, to) => (value) => from + ((value - low) / (high 
 
 // {x: {title, low, high, whole?}, y: {title, low?, high?}, series: [{name, hue, dash, points: [[x, y, error?]], dots?, area?, aim?}]}
 function chart(host, description, { x, y, series, say }) {
-  const values = series.flatMap((one) => [...one.points.flatMap(([, v, e = 0]) => [v - e, v + e]), one.aim ?? []]);
+  const values = series.flatMap((one) => [...one.points.flatMap(([, v, e = 0]) => [v - e, v + e]), ...(one.aim ? [one.aim] : [])]);
   const low = y.low ?? Math.min(...values), top = y.high ?? Math.max(...values);
   const high = top > low ? top + (y.high === undefined ? (top - low) * 0.06 : 0) : low + 1;
   onWidth(host, (width) => {

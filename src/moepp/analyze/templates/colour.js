@@ -1,4 +1,4 @@
-// Ramps: from the page's own background through one hue to its deep end, so that more is always further from blank.
+// Ramps: from the page's own background to one hue and a little beyond, so that more is always further from blank.
 const LEVELS = 9;
 const VIRIDIS = ["440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"];
 const rgb = (hex) => [0, 2, 4].map((start) => parseInt(hex.slice(start, start + 2), 16));
@@ -31,8 +31,8 @@ const viridis = (share) => along(VIRIDIS.map(rgb), share);
 
 function ramp(hue) {
   const [paper, middle] = [resolve("paper"), resolve(hue)];
-  const end = mix(middle, luminance(paper) > 0.5 ? [0, 0, 0] : [255, 255, 255], 0.5);
-  return (share) => along([paper, mix(paper, middle, 0.6), middle, end], share);
+  const end = mix(middle, luminance(paper) > 0.5 ? [0, 0, 0] : [255, 255, 255], 0.2);
+  return (share) => along([paper, mix(paper, middle, 0.22), mix(paper, middle, 0.55), end], share);
 }
 
 // Blue for together, vermillion for against each other, the page's background for neither.

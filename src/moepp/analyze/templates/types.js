@@ -32,7 +32,7 @@ function drawTypes() {
     return;
   }
   // A rare token's mean says little: the tables without a search ask for some occurrences.
-  const ranked = order(all.filter((type) => text.count[type] >= text.least));
+  const ranked = order(all.filter((type) => text.count[type] >= model.least));
   $("types").replaceChildren(
     typeTable(model, text, ranked.slice(0, SHOWN), `Most ${name}`),
     typeTable(model, text, ranked.slice(-SHOWN).reverse(), rank === "count" ? "Lowest count" : `Least ${name}`));
