@@ -166,8 +166,8 @@ def load_maps(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
         for kind in kinds[1:]:
             axes.axvline(layout.indices(kind).start - 0.5, color="white", linewidth=2)
         centres = [(layout.indices(kind)[0] + layout.indices(kind)[-1]) / 2 for kind in kinds]
-        axes.set_xticks(centres, [f"{'FFN' if kind == 'ffn' else kind} ({layout.count(kind)})" for kind in kinds])
-        axes.set_xlabel("experts by type (how many)")
+        axes.set_xticks(centres, ["FFN" if kind == "ffn" else kind for kind in kinds])
+        axes.set_xlabel("experts by type")
         canvas.colorbar(image, ax=axes, label="% of a layer's choices")
 
 
@@ -191,8 +191,8 @@ def types_by_zero_computation(canvas: Canvas, summaries: Mapping[str, Summary], 
         for axes, kind in zip(row, ("zero", "copy", "constant"), strict=True):
             types = one.types[kind]
             _bars(axes, types, np.flatnonzero(types.count >= least)[:shown], TYPE_COLOURS[kind])
-            axes.set_xlabel(f"{kind} experts per token (95 % interval)")
-        row[0].set_title(name, loc="left")
+            axes.set_xlabel(f"{kind} experts per token")
+        row[0].set_title(f"{name}, with 95 % intervals", loc="left")
 
 
 def ffn_by_layer(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
@@ -231,7 +231,7 @@ def score_densities(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
 
 def layer_relations(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
     """What one layer's routing tells of another's; a vanilla model's FFN experts per token never vary."""
-    canvas.set_size_inches(4.0 * len(summaries), 3.8)
+    canvas.set_size_inches(4.6 * len(summaries), 3.8)
     for axes, (name, one) in zip(_columns(canvas, len(summaries)), summaries.items(), strict=True):
         values = one.correlation.first if one.vanilla else one.correlation.ffn
         words = "Cramér's V of the first choices" if one.vanilla else "correlation of FFN experts per token"

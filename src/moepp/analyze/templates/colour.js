@@ -32,7 +32,7 @@ const viridis = (share) => along(VIRIDIS.map(rgb), share);
 function ramp(hue) {
   const [paper, middle] = [resolve("paper"), resolve(hue)];
   const end = mix(middle, luminance(paper) > 0.5 ? [0, 0, 0] : [255, 255, 255], 0.2);
-  return (share) => along([paper, mix(paper, middle, 0.22), mix(paper, middle, 0.55), end], share);
+  return (share) => along([paper, mix(paper, middle, 0.28), mix(paper, middle, 0.6), end], share);
 }
 
 // Blue for together, vermillion for against each other, the page's background for neither.

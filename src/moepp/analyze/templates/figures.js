@@ -57,7 +57,7 @@ function drawCharts() {
   });
   const names = [...new Set(DATA.models.flatMap((model) => model.ffn_by_source.map(([name]) => name)))];
   dots($("by-source"), {
-    low: 0, high: slots, title: "FFN experts per token", unit: "FFN experts per token",
+    low: 0, high: slots, title: "per token", unit: "FFN experts per token",
     rows: names.map((name) => ({ name, values: all.flatMap(({ model, ...line }) => {
       const found = model.ffn_by_source.find(([source]) => source === name);
       return found ? [{ ...line, value: found[1] }] : [];

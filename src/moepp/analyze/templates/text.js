@@ -84,12 +84,13 @@ function colourText() {
 function legend(low, high) {
   const unit = state.by === "loss" ? "nats to predict the token" : `${NAMES[state.by]} experts`;
   const where = state.by === "loss" ? "" : state.layer === "all" ? ", mean over layers" : ` in layer ${state.layer}`;
+  const cut = state.by === "loss" || state.layer === "all";
   paint($("reader"), HUES[state.by]);
   const steps = Array.from({ length: LEVELS }, (_, level) => el("i", { class: `q${level}` }));
   const digits = Number.isInteger(low) && Number.isInteger(high) ? 0 : 2;
   $("legend").replaceChildren(
-    el("span", {}, number(low, digits)), el("span", { class: "ramp", "aria-hidden": "true" }, ...steps),
-    el("span", {}, number(high, digits)), el("span", { class: "unit" }, unit + where));
+    el("span", {}, (cut ? "≤ " : "") + number(low, digits)), el("span", { class: "ramp", "aria-hidden": "true" }, ...steps),
+    el("span", {}, (cut ? "≥ " : "") + number(high, digits)), el("span", { class: "unit" }, unit + where));
 }
 
 function showNothing() {
@@ -114,7 +115,7 @@ function show(token) {
       el("dt", {}, "FFN experts"), el("dd", {}, `${number(active(model, token, "ffn", "all"))} of ${model.slots}`),
       el("dt", {}, "Loss"), el("dd", {}, nats(lossAt(sample, token))),
       el("dt", {}, "Router entropy"), el("dd", {}, nats(entropyOf(model, sample, token))),
-      el("dt", {}, "This token type"), el("dd", {}, `${number(model.types.ffn[type])} FFN, seen ${count(seen)}×`),
+      el("dt", {}, "This type"), el("dd", {}, `${number(model.types.ffn[type])} FFN, seen ${count(seen)}×`),
       ...twins.flatMap((other) => [el("dt", {}, other.name), el("dd", {},
         `${number(active(other, token, "ffn", "all"))} FFN, loss ${number(lossAt(sampleOf(other), token))}`)])),
     el("div", { class: model.layers > 12 ? "layers dense" : "layers" },
