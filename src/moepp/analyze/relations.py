@@ -114,7 +114,7 @@ def score_density(table: RoutingTable, bins: int = 50) -> ScoreDensity:
 def router_entropy(table: RoutingTable) -> RouterEntropy:
     """Mean entropy of each layer's router; no figure of the paper."""
     mean = table.entropy.mean(axis=0, dtype=np.float64)
-    return RouterEntropy(mean, mean / np.log(table.layout.num_experts))
+    return RouterEntropy(mean, ratio(mean, np.log([table.layout.num_experts])))
 
 
 def layer_correlation(table: RoutingTable) -> LayerCorrelation:

@@ -186,6 +186,17 @@ class RoutingTable:
                 raise
             raise DataError(f"{path} is damaged ({_reason(error)}); make the table again") from error
 
+    @classmethod
+    def is_in(cls, path: Path) -> bool:
+        """Whether a file is a routing table, as far as its head tells."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return FORMAT in (pq.read_schema(path).metadata or {})
+        except (OSError, pa.ArrowException):
+            return False
+
     def _groups(self) -> Iterator[Any]:
         """The rows, as Arrow tables of some million at most; at least one, be it empty."""
         import pyarrow as pa
