@@ -122,7 +122,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^\S+t\.parquet cannot be written: No such file or directory; choose another folder$"):
+    with pytest.raises(
+        DataError, match=r"^\S+t\.parquet cannot be written: No such file or directory; choose another folder$"
+    ):
         random_table(10).write(tmp_path / "no" / "t.parquet")
 
 
