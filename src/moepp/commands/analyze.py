@@ -1,6 +1,5 @@
 """``moepp analyze``: what the experts of one model or several do on the same text."""
 
-import gc
 import glob
 import json
 from collections.abc import Sequence
@@ -146,8 +145,6 @@ def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console
             max_tokens=options.max_tokens,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    del model
-    gc.collect()  # before the next is loaded
     return replace(table, facts=replace(table.facts, model=name, fingerprint=fingerprint(path), command=command()))
 
 
