@@ -11,6 +11,7 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from ..analyze import RoutingTable, Text, collect, fingerprint
+from ..analyze.text import require_context
 from ..bench import command, facts
 from ..errors import ConfigError, DataError
 from ..files import replacing
@@ -94,7 +95,9 @@ def _check(models: Sequence[Path], options: AnalyzeOptions) -> None:
             f"--table is given {len(options.tables)} times for {len(models)} models; give one for each, in their order"
         )
     for path in models:
-        load_config(path)
+        config = load_config(path)
+        if options.window is not None:
+            require_context(options.window, config.max_position_embeddings)
     _require_folder(options.out)
 
 
