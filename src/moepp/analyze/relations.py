@@ -114,7 +114,7 @@ def score_density(table: RoutingTable, bins: int = 50) -> ScoreDensity:
 def router_entropy(table: RoutingTable) -> RouterEntropy:
     """Mean entropy of each layer's router; no figure of the paper."""
     mean = table.entropy.mean(axis=0, dtype=np.float64)
-    return RouterEntropy(mean, mean / np.log(table.layout.num_experts))
+    return RouterEntropy(mean, ratio(mean, np.log([table.layout.num_experts])))
 
 
 def layer_correlation(table: RoutingTable) -> LayerCorrelation:
@@ -150,18 +150,16 @@ def by_position(table: RoutingTable, edges: Sequence[int] | None = None) -> ByPo
         longest = int(table.position.max()) + 1
         edges = np.unique(np.linspace(0, longest, min(_BINS, longest) + 1).round().astype(np.int64)).tolist()
     bounds = np.asarray(edges, np.int64)
+    place = np.searchsorted(bounds, table.position, side="right")  # 0 is before the first bin
     ffn = table.active("ffn").mean(axis=1, dtype=np.float64)
     predicted = ~np.isnan(table.loss)
 
-    def sums(chosen: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        weights = None if values is None else values[chosen]
-        return np.histogram(table.position[chosen], _open_ended(bounds), weights=weights)[0]
+    def sums(places: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(places, values, minlength=len(bounds) + 1)[1 : len(bounds)]
 
-    everyone = np.ones_like(predicted)
-    tokens = sums(everyone)
-    return ByPosition(
-        bounds, tokens, ratio(sums(everyone, ffn), tokens), ratio(sums(predicted, table.loss), sums(predicted))
-    )
+    tokens = sums(place)
+    loss = ratio(sums(place[predicted], table.loss[predicted]), sums(place[predicted]))
+    return ByPosition(bounds, tokens, ratio(sums(place, ffn), tokens), loss)
 
 
 def agreement(one: RoutingTable, other: RoutingTable) -> Bool[np.ndarray, "T L"]:
@@ -215,8 +213,3 @@ def cramers_v(counts: Int64[np.ndarray, "R C"]) -> float:
     corrected = max(0.0, phi - (rows - 1) * (columns - 1) / free)
     fewer = min(rows - (rows - 1) ** 2 / free, columns - (columns - 1) ** 2 / free) - 1
     return float(np.sqrt(corrected / fewer)) if fewer > 0 else np.nan
-
-
-def _open_ended(bounds: np.ndarray) -> np.ndarray:
-    """numpy's last bin holds its upper edge, ours does not; positions are integers."""
-    return np.append(bounds[:-1], bounds[-1] - 0.5)

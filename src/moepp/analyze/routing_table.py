@@ -1,32 +1,31 @@
 """Every choice that a model's routers made on a text: :class:`RoutingTable`, and the Parquet file that keeps one.
 
-In memory a token is one entry of a few arrays, 13 bytes for each of its choices and 20 for itself. In the file each
-choice is a row, so that ``pandas.read_parquet`` or ``duckdb`` need nothing from here; what a row says of its token or
-layer is repeated and costs next to nothing there. The file is written and read piece by piece.
+In memory a token takes 16 bytes, 4 for each layer and 10 for each of its choices (of at most 255 experts). In the file
+each choice is a row, so that ``pandas.read_parquet`` or ``duckdb`` need nothing from here; what a row repeats of its
+token or layer costs next to nothing there. The file is written in groups of rows and read column by column.
 
 T tokens, L MoE layers, K top-k, E all experts.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt
 
-from ..config import EXPERT_TYPES, ExpertLayout, ExpertType
+from ..config import ExpertLayout, ExpertType
 from ..errors import DataError, first_line
 from ..files import replacing
+from .table_rows import NUMBERS, read_columns, row_groups
 
 FORMAT = b"moepp.routing_table"
 """The key of the file's metadata: JSON of everything that is not a column."""
 _VERSION = 1
-_GROUP = 1 << 20  # rows written at once
-_TYPES = (*EXPERT_TYPES, "none")
-_NUMBERS = ("score", "weight", "kept")  # differ from choice to choice, where all other columns repeat themselves
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Facts:
 class RoutingTable:
     """The routing of T tokens in L layers, K choices each, the most probable first.
 
-    Tokens stand in the order of the text: document by document, window by window.
+    Tokens stand in the order of the text: document by document, window by window. There is at least one.
     """
 
     layout: ExpertLayout
@@ -139,12 +138,12 @@ class RoutingTable:
 
         try:
             with replacing(path) as incomplete:
-                groups = self._groups()
+                groups = row_groups(self, {FORMAT: json.dumps(self._about()).encode()})
                 first = next(groups)
-                repeated: Any = [name for name in first.column_names if name not in _NUMBERS]
-                with pq.ParquetWriter(incomplete, first.schema, compression="zstd", use_dictionary=repeated) as writer:
-                    writer.write_table(first)
-                    for group in groups:
+                repeated: Any = [name for name in first.column_names if name not in NUMBERS]
+                options: Any = {"compression": "zstd", "use_dictionary": repeated, "write_page_checksum": True}
+                with pq.ParquetWriter(incomplete, first.schema, **options) as writer:
+                    for group in chain([first], groups):
                         writer.write_table(group)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be written: {_reason(error)}; choose another folder") from error
@@ -163,7 +162,7 @@ class RoutingTable:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 metadata = (file.schema_arrow.metadata or {}).get(FORMAT)
                 if metadata is None:
                     raise DataError(f"{path} is no routing table; give a file that moepp analyze wrote")
@@ -178,7 +177,15 @@ class RoutingTable:
                         f"{path} comes from another model, {facts.model!r} ({_short(facts.fingerprint)}, not "
                         f"{_short(fingerprint)}); give that model's table, or leave it out to make one"
                     )
-                return cls(**_columns(file, about), facts=facts)
+                layout = ExpertLayout(**about["layout"])
+                vocabulary = {int(token): str(text) for token, text in about["vocabulary"]}
+                documents = tuple(Document(*entry) for entry in about["documents"])
+                arrays = read_columns(file, *about["shape"])
+                if not set(np.unique(arrays["token"]).tolist()) <= vocabulary.keys():
+                    raise ValueError("tokens without a text")
+                if arrays["expert"].max() > layout.num_experts or arrays["document"].max() >= len(documents):
+                    raise ValueError("experts or documents that do not exist")
+                return cls(layout=layout, vocabulary=vocabulary, documents=documents, facts=facts, **arrays)
         except FileNotFoundError as error:
             raise DataError(f"{path} does not exist; give a file that moepp analyze wrote") from error
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
@@ -186,49 +193,19 @@ class RoutingTable:
                 raise
             raise DataError(f"{path} is damaged ({_reason(error)}); make the table again") from error
 
-    def _groups(self) -> Iterator[Any]:
-        """The rows, as Arrow tables of some million at most; at least one, be it empty."""
+    @classmethod
+    def is_in(cls, path: Path) -> bool:
+        """Whether a file is a routing table, as far as its head tells."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        choices = self.num_layers * self.top_k
-        ids = np.fromiter(self.vocabulary, np.int32, len(self.vocabulary))
-        texts = pa.array(list(self.vocabulary.values()), pa.string())
-        sources = pa.array([_clean(name) for name in self.sources], pa.string())
-        kinds = pa.array(_TYPES, pa.string())
-        kind_of = np.repeat(np.arange(len(_TYPES), dtype=np.int8), [*map(self.layout.count, EXPERT_TYPES), 1])
-        layer = np.repeat(np.arange(self.num_layers, dtype=np.uint16), self.top_k)
-        slot = np.tile(np.arange(self.top_k, dtype=np.uint8), self.num_layers)
-        schema = None
-        step = max(1, _GROUP // choices)
-        for start in range(0, max(1, self.num_tokens), step):
-            rows = slice(start, start + step)
-            count = len(self.token[rows])
-
-            def each(values: np.ndarray, choices: int = choices) -> np.ndarray:
-                return np.repeat(values, choices)
-
-            token = np.searchsorted(ids, self.token[rows]).astype(np.int32)
-            columns = {
-                "document": each(self.document[rows]),
-                "source": pa.DictionaryArray.from_arrays(each(self.source[rows]), sources),
-                "position": each(self.position[rows]),
-                "token_id": each(self.token[rows]),
-                "token": pa.DictionaryArray.from_arrays(each(token), texts),
-                "layer": np.tile(layer, count),
-                "slot": np.tile(slot, count),
-                "expert": self.expert[rows].reshape(-1),
-                "type": pa.DictionaryArray.from_arrays(kind_of[self.expert[rows].reshape(-1)], kinds),
-                "score": self.score[rows].reshape(-1),
-                "weight": self.weight[rows].reshape(-1),
-                "kept": self.kept[rows].reshape(-1),
-                "entropy": np.repeat(self.entropy[rows].reshape(-1), self.top_k),
-                "loss": pa.array(each(self.loss[rows]), from_pandas=True),  # NaN becomes null, which averages skip
-            }
-            group = pa.table(columns)
-            schema = schema or group.schema.with_metadata({FORMAT: json.dumps(self._about()).encode()})
-            yield group.cast(schema)
+        try:
+            return FORMAT in (pq.read_schema(path).metadata or {})
+        except (OSError, pa.ArrowException):
+            return False
 
     def _about(self) -> dict[str, Any]:
+        """What is not a column."""
         return {
             "version": _VERSION,
             "shape": self.expert.shape,
@@ -239,41 +216,9 @@ class RoutingTable:
         }
 
 
-def _columns(file: Any, about: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a table out of its file, one column after another: no two are in memory twice."""
-    tokens, layers, top_k = about["shape"]
-    layout = ExpertLayout(**about["layout"])
-
-    def read(name: str) -> np.ndarray:
-        column = file.read(columns=[name]).column(0).to_numpy()
-        if len(column) != tokens * layers * top_k:
-            raise ValueError(f"{len(column):,} rows instead of {tokens * layers * top_k:,}")
-        return column.reshape(tokens, layers, top_k)
-
-    for name, expected in (("layer", np.arange(layers)[:, None]), ("slot", np.arange(top_k))):
-        if not (read(name) == expected).all():
-            raise ValueError("its rows are in another order")
-    arrays = {name: np.ascontiguousarray(read(name)) for name in ("expert", "score", "weight", "kept")}
-    arrays["entropy"] = read("entropy")[:, :, 0].copy()
-    arrays |= {name: read(name)[:, 0, 0].copy() for name in ("loss", "position", "document")}
-    arrays["token"] = read("token_id")[:, 0, 0].copy()
-    vocabulary = {int(token): str(text) for token, text in about["vocabulary"]}
-    documents = tuple(Document(*entry) for entry in about["documents"])
-    if not set(np.unique(arrays["token"]).tolist()) <= vocabulary.keys():
-        raise ValueError("tokens without a text")
-    if tokens and (arrays["expert"].max() > layout.num_experts or arrays["document"].max() >= len(documents)):
-        raise ValueError("experts or documents that do not exist")
-    return arrays | {"layout": layout, "vocabulary": vocabulary, "documents": documents}
-
-
 def expert_dtype(layout: ExpertLayout) -> type[np.unsignedinteger]:
     """The smallest type for an expert's id, ``layout.num_experts`` included."""
     return np.uint8 if layout.num_experts < 1 << 8 else np.uint16
-
-
-def _clean(text: str) -> str:
-    """A file's name need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _short(fingerprint: str) -> str:
@@ -281,4 +226,5 @@ def _short(fingerprint: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else first_line(error)  # Arrow wraps what the system says in more words

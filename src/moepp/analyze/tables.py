@@ -9,6 +9,7 @@ through: dropped choices don't count. An expert's *load* is what the router aske
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..config import EXPERT_TYPES, ExpertLayout, ExpertType
 from .routing_table import RoutingTable
 
 Grouping = Literal["all", "source", "document"]
-CONFIDENCE = 1.959964  # standard errors: 95 % of a normal distribution
+_ERRORS = NormalDist().inv_cdf(0.975)  # standard errors to both sides hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def token_types(table: RoutingTable, kind: ExpertType = "ffn", *, min_count: int
         text=tuple(table.vocabulary[token] for token in ids[order].tolist()),
         count=count[order],
         mean=mean[order],
-        low=(mean - CONFIDENCE * error)[order],
-        high=(mean + CONFIDENCE * error)[order],
+        low=(mean - _ERRORS * error)[order],
+        high=(mean + _ERRORS * error)[order],
     )
 
 
