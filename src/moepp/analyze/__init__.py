@@ -1,7 +1,9 @@
 """What the experts do on text, and the page that shows it."""
 
 from .collect import collect, collect_stats
+from .figures import write_figures
 from .fingerprint import fingerprint
+from .page import write_page
 from .relations import agreement, by_position, layer_correlation, loss_by_experts, router_entropy, score_density
 from .report import Figure, Report, Table, write_report
 from .routing_table import Document, Facts, RoutingTable
@@ -31,5 +33,7 @@ __all__ = [
     "router_entropy",
     "score_density",
     "token_types",
+    "write_figures",
+    "write_page",
     "write_report",
 ]

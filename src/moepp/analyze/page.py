@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..config import EXPERT_TYPES
 from ..errors import DataError
+from ..files import replacing
 from .page_data import page_data
 from .routing_table import RoutingTable
 from .summary import Summary, summarize
@@ -51,9 +52,9 @@ def write_page(tables: Mapping[str, RoutingTable], path: Path, *, title: str = "
         title=title,
         policy=f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'",
-        script=Markup(script),  # noqa: S704 our own file
-        style=Markup(style),  # noqa: S704
-        data=Markup(inert_json(page_data(summaries))),  # noqa: S704 escaped by inert_json
+        script=Markup(script),
+        style=Markup(style),
+        data=Markup(inert_json(page_data(summaries))),
         lead=_lead(summaries),
         cards=[_cards(summary) for summary in summaries.values()],
         names=list(tables),
@@ -63,7 +64,8 @@ def write_page(tables: Mapping[str, RoutingTable], path: Path, *, title: str = "
         facts=_facts(tables),
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        with replacing(path) as incomplete:
+            incomplete.write_text(page, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
 
@@ -79,6 +81,10 @@ def _hash(text: str) -> str:
 
 
 def _lead(summaries: Mapping[str, Summary]) -> str:
+    if len(summaries) > 2:
+        used = [one.ffn for one in summaries.values()]
+        least, most = min(used), max(used)
+        return f"{len(summaries)} models, which use from {least:.2f} to {most:.2f} FFN experts per token and layer."
     sentences = []
     for name, summary in summaries.items():
         top_k = summary.table.top_k
@@ -97,7 +103,7 @@ def _cards(summary: Summary) -> list[Card]:
     return [
         Card("FFN experts per token", f"{summary.ffn:.2f}", "all that it may use" if summary.vanilla else aim),
         Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {table.top_k} FFN experts for every token"),
-        Card("loss", f"{summary.loss:.3f}", "nats per token"),
+        Card("loss", _number(f"{summary.loss:.3f}"), "nats per token"),
         Card("tokens", f"{table.num_tokens:,}", f"{len(table.documents):,} documents: {', '.join(table.sources)}"),
     ]
 
@@ -119,7 +125,12 @@ def _rows(summaries: Mapping[str, Summary]) -> list[tuple[str, list[str]]]:
         }
         for one in summaries.values()
     ]
-    return [(label, ["–" if "nan" in column[label] else column[label] for column in columns]) for label in columns[0]]
+    return [(label, [_number(column[label]) for column in columns]) for label in columns[0]]
+
+
+def _number(written: str) -> str:
+    """A dash where there is no number."""
+    return "–" if "nan" in written else written
 
 
 def _facts(tables: Mapping[str, RoutingTable]) -> dict[str, str]:

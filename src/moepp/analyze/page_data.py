@@ -55,7 +55,7 @@ def page_data(summaries: Mapping[str, Summary]) -> dict[str, Any]:
 
 
 def choose_extracts(table: RoutingTable, tokens: int) -> list[Extract]:
-    """The beginnings of some documents, ``tokens`` in all: each source in turn, documents that are long enough first."""
+    """The beginnings of documents, ``tokens`` in all: from each source in turn, those that are long enough first."""
     starts = np.searchsorted(table.document, np.arange(len(table.documents) + 1))
     share = max(1, tokens // min(_DOCUMENTS, len(table.documents)))
     found: list[Extract] = []
@@ -135,7 +135,9 @@ def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, A
         "load": [["all text", _round(summary.load.share[0], 4)]]
         + [[source, _round(share, 4)] for source, share in loads.items() if len(loads) > 1],
         "ffn_by_layer": _round(summary.per_token["ffn"].layers[0]),
-        "ffn_by_source": [list(pair) for pair in zip(summary.by_source.groups, _round(summary.by_source.mean), strict=True)],
+        "ffn_by_source": [
+            list(pair) for pair in zip(summary.by_source.groups, _round(summary.by_source.mean), strict=True)
+        ],
         "scores": [
             {"mean": _round(mean, 4), "variance": _round(variance, 5), "density": _round(density)}
             for mean, variance, density in zip(scores.mean, scores.variance, scores.overall, strict=True)

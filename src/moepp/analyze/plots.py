@@ -147,6 +147,7 @@ def save(draw: Callable[[Canvas], None], path: Path) -> list[Path]:
         draw(canvas)
         for one in paths:
             canvas.savefig(one, dpi=300, metadata={"Date": None} if one.suffix == ".svg" else None)
+            canvas.set_layout_engine("none")  # what the first one arranged is good for the second
     return paths
 
 
@@ -249,10 +250,16 @@ def _columns(canvas: Canvas, count: int) -> Sequence[Axes]:
 
 
 def _bars(axes: Axes, types: TokenTypes, chosen: np.ndarray, colour: str) -> None:
-    """The first on top; white space as signs."""
-    names = [re.sub(r"\s", lambda space: {" ": "␣", "\t": "⇥"}.get(space[0], "↵"), types.text[at]) for at in chosen]
+    """The first on top."""
+    names = [_visible(types.text[at]) for at in chosen]
     places = np.arange(len(chosen))[::-1]
     error = np.nan_to_num(types.high - types.low)[chosen] / 2
     axes.barh(places, types.mean[chosen], color=colour, xerr=error, error_kw={"elinewidth": 0.8})
     axes.set_yticks(places, [name if len(name) < 20 else name[:18] + "…" for name in names], fontsize=8.5)
     axes.set_ylim(-0.6, len(chosen) - 0.4)
+
+
+def _visible(text: str) -> str:
+    """White space as signs; whatever else has no shape, and no place in an SVG, as its number."""
+    signs = re.sub(r"\s", lambda space: {" ": "␣", "\t": "⇥"}.get(space[0], "↵"), text)
+    return "".join(sign if sign.isprintable() else f"<{ord(sign):02X}>" for sign in signs)

@@ -12,9 +12,9 @@ function ticks(low, high, wanted) {
 const short = (value) => String(Number(value.toPrecision(6)));
 const place = (low, high, from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
 
-// {x: {title, low, high, whole?}, y: {title, low?, high?}, series: [{name, hue, dash, points: [[x, y, error?]], dots?, area?, aim?}]}
+// {x: {title, low, high, whole?}, y: {title, low?, high?}, series: [{name, hue, dash, points: [[x, y]], dots?, area?, aim?}]}
 function chart(host, description, { x, y, series, say }) {
-  const values = series.flatMap((one) => [...one.points.flatMap(([, v, e = 0]) => [v - e, v + e]), ...(one.aim ? [one.aim] : [])]);
+  const values = series.flatMap((one) => [...one.points.map(([, value]) => value), ...(one.aim ? [one.aim] : [])]);
   const low = y.low ?? Math.min(...values), top = y.high ?? Math.max(...values);
   const high = top > low ? top + (y.high === undefined ? (top - low) * 0.06 : 0) : low + 1;
   onWidth(host, (width) => {
@@ -52,10 +52,7 @@ function draw({ points, hue, dash = 0, dots, area, aim }, px, py, [left, right, 
   if (area && points.length)
     group.append(svg("path", { d: `${path}L${px(points.at(-1)[0])} ${bottom}L${px(points[0][0])} ${bottom}Z`, class: "area" }));
   group.append(svg("path", { d: path, class: "curve", "stroke-dasharray": DASHES[dash % DASHES.length] }));
-  for (const [x, y, error] of dots ? points : []) {
-    if (error) group.append(svg("path", { d: `M${px(x)} ${py(y - error)}V${py(y + error)}`, class: "curve" }));
-    group.append(svg("circle", { cx: px(x), cy: py(y), r: 3.5 }));
-  }
+  for (const [x, y] of dots ? points : []) group.append(svg("circle", { cx: px(x), cy: py(y), r: 3.5 }));
   if (aim !== undefined && aim !== null)
     group.append(svg("path", { d: `M${left} ${py(aim)}H${right}`, class: "aim" }));
   return group;
@@ -74,13 +71,13 @@ function dots(host, { rows, low, high, title, unit }) {
   host.replaceChildren(
     ...rows.map(({ name, values }) => el("div", { class: "dots" }, el("span", {}, name),
       svg("svg", { role: "img", class: "track",
-        "aria-label": values.map((one) => `${one.name}: ${number(one.value)} ${unit}`).join(", ") },
+        "aria-label": `${name}: ${values.map((one) => `${one.name}: ${number(one.value)} ${unit}`).join(", ")}`,
+        onpointermove: (event) => tip(event, [name, ...values.map((one) => `${one.name}: ${number(one.value)}`)]),
+        onpointerleave: () => tip(null, null) },
         svg("line", { x1: 0, x2: "100%", y1: "50%", y2: "50%", class: "grid" }),
         ...values.map((one) => svg("g", { class: `line-${one.hue}` },
-          one.error ? svg("line", { x1: place(one.value - one.error), x2: place(one.value + one.error), y1: "50%", y2: "50%",
-            class: "curve" }) : null,
           svg("circle", { cx: place(one.value), cy: "50%", r: 5 })))),
-      el("span", { class: "values" }, values.map((one) => number(one.value)).join(" · ")))),
+      el("span", { class: "values" }, values.length > 3 ? "" : values.map((one) => number(one.value)).join(" · ")))),
     el("div", { class: "dots caption" }, el("span", {}), el("span", { class: "ends" }, el("span", {}, short(low)),
       el("span", {}, title), el("span", {}, short(high))), el("span", {})));
 }
@@ -95,7 +92,7 @@ function matrix({ caption, corner, head, rows, colour, write, say }) {
     node.style.color = inkOn(shade);
     return node;
   };
-  return el("table", { class: head.length > 14 ? "matrix small" : "matrix" },
+  return el("table", { class: `matrix${head.length > 14 ? " small" : ""}${head.length > 32 ? " tiny" : ""}` },
     el("caption", { class: "hidden" }, caption),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, corner),
       ...head.map(({ text, name, kind }) => el("th", { scope: "col", class: kind ? `head-${kind}` : null, "aria-label": name }, text)))),

@@ -21,8 +21,10 @@ const count = (value) => value.toLocaleString("en");
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 // White space as signs: "␣return" and "↵" say more than a gap.
+const controls = (text) =>
+  text.replace(/[\x00-\x08\x0b-\x1f]/g, (sign) => (sign === "\r" ? sign : String.fromCharCode(0x2400 + sign.charCodeAt())));
 const visible = (text) =>
-  text === "" ? "(empty)" : text.replaceAll(" ", "␣").replaceAll("\t", "⇥").replace(/\r\n?|\n/g, "↵");
+  text === "" ? "(empty)" : controls(text).replaceAll(" ", "␣").replaceAll("\t", "⇥").replace(/\r\n?|\n/g, "↵");
 
 function unpack(base64, wide = false) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

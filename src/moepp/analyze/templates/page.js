@@ -6,7 +6,7 @@ function drawModel(previous) {
   const model = DATA.models[state.model];
   const text = DATA.texts[model.text];
   if (previous === undefined || DATA.models[previous].text !== model.text) state.document = 0;
-  options($("document"), text.documents.map(({ name, source }, at) => [at, `${source}: ${name}`]), state.document);
+  options($("document"), text.documents.map(({ name, source }, at) => [at, name.includes(source) ? name : `${source}: ${name}`]), state.document);
   if (state.layer !== "all" && Number(state.layer) >= model.layers) state.layer = "all";
   options($("layer"), [["all", "all layers"], ...Array.from({ length: model.layers }, (_, at) => [at, `layer ${at}`])],
     state.layer);
@@ -15,7 +15,10 @@ function drawModel(previous) {
   options($("source"), names.map((name) => [name, name]), names.includes(source) ? source : names[0]);
   for (const card of document.querySelectorAll("[data-model]")) card.hidden = Number(card.dataset.model) !== state.model;
   $("plain").hidden = !model.vanilla;
-  if (model.vanilla && state.by !== "loss") setBy("loss");
+  $("types").classList.toggle("alone", model.vanilla);
+  for (const kind of KINDS.slice(1))
+    document.querySelector(`input[name=by][value=${kind}]`).parentNode.hidden = !model.experts.includes(kind);
+  if (model.vanilla || (state.by !== "loss" && !model.experts.includes(state.by))) setBy(model.vanilla ? "loss" : "ffn");
   if (model.vanilla && $("rank").value !== "count") $("rank").value = "loss";
   if (!model.vanilla && DATA.models[previous]?.vanilla) { setBy("ffn"); $("rank").value = "ffn"; }
   drawText();

@@ -50,7 +50,7 @@ function drawText() {
   const spans = [];
   for (let token = start; token < end; token++) {
     const written = text.vocabulary[text.token[token]];
-    const span = el("span", { "data-token": token, tabindex: token === start ? 0 : -1 }, written === "" ? "∅" : written);
+    const span = el("span", { "data-token": token, tabindex: token === start ? 0 : -1 }, written === "" ? "∅" : controls(written));
     spans.push(span);
   }
   $("text").replaceChildren(...spans);
@@ -63,21 +63,20 @@ function colourText() {
   const model = DATA.models[state.model];
   const text = DATA.texts[model.text];
   const [low, high] = scale();
-  const query = state.query.toLowerCase();
   let hits = 0;
   for (const span of $("text").children) {
     const token = Number(span.dataset.token);
     const written = text.vocabulary[text.token[token]];
     const value = valueOf(model, token);
     const level = Math.round(clamp((value - low) / (high - low), 0, 1) * (LEVELS - 1));
-    const hit = matches(written, query);
+    const hit = matches(written, state.query);
     hits += hit;
     span.className = (Number.isNaN(value) ? "none" : `q${level}`) + (/[\n\r]/.test(written) ? " break" : "") +
       (hit ? " hit" : "") + (pinned === token ? " pinned" : "");
   }
-  $("text").classList.toggle("searching", query !== "");
+  $("text").classList.toggle("searching", hits > 0);
   const found = hits === 1 ? "1 occurrence" : `${count(hits)} occurrences`;
-  $("hits").textContent = query === "" ? "" : `${found} in the text shown above`;
+  $("hits").textContent = state.query === "" ? "" : `${found} in the text shown above`;
   legend(low, high);
 }
 
@@ -115,7 +114,7 @@ function show(token) {
       el("dt", {}, "FFN experts"), el("dd", {}, `${number(active(model, token, "ffn", "all"))} of ${model.slots}`),
       el("dt", {}, "Loss"), el("dd", {}, nats(lossAt(sample, token))),
       el("dt", {}, "Router entropy"), el("dd", {}, nats(entropyOf(model, sample, token))),
-      el("dt", {}, "This type"), el("dd", {}, `${number(model.types.ffn[type])} FFN, seen ${count(seen)}×`),
+      el("dt", {}, "This type"), el("dd", {}, `${number(model.types.ffn[type])} FFN · ${count(seen)}×`),
       ...twins.flatMap((other) => [el("dt", {}, other.name), el("dd", {},
         `${number(active(other, token, "ffn", "all"))} FFN, loss ${number(lossAt(sampleOf(other), token))}`)])),
     el("div", { class: model.layers > 12 ? "layers dense" : "layers" },
@@ -136,7 +135,7 @@ function chips(model, sample, token, layer) {
     if (id >= model.experts.length) return el("span", { class: "chip dropped" }, "nobody");
     const kind = model.experts[id];
     const dropped = sample.kind[at] === null;
-    return el("span", { class: dropped ? "chip dropped" : `chip ${kind}` }, `${NAMES[kind]} ${id}`,
+    return el("span", { class: dropped ? "chip dropped" : `chip ${kind}` }, `${kind === "constant" ? "const." : NAMES[kind]} ${id}`,
       el("b", {}, dropped ? "dropped" : number(sample.weight[at] / 255)));
   });
 }

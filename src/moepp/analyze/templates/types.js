@@ -6,24 +6,20 @@ const RANKS = {
 const SHOWN = 12;
 const FOUND = 60;
 
-// A query without a capital finds any case. Signs for white space are understood too.
-const matches = (written, query) => {
-  if (query === "") return false;
-  const plain = query.replaceAll("␣", " ").replaceAll("↵", "\n").replaceAll("⇥", "\t");
-  return written.toLowerCase().includes(plain);
-};
+// In any case; white space is found as itself and by its sign.
+const matches = (written, query) =>
+  query !== "" && visible(written).toLowerCase().includes(visible(query).toLowerCase());
 
 function drawTypes() {
   const model = DATA.models[state.model];
   const text = DATA.texts[model.text];
   const rank = $("rank").value;
   const value = (type) => (rank === "count" ? text.count : model.types[rank])[type];
-  const query = state.query.toLowerCase();
   const all = text.vocabulary.map((_, type) => type).filter((type) => value(type) !== null);
   const order = (types) => types.sort((a, b) => value(b) - value(a) || text.count[b] - text.count[a]);
   const name = RANKS[rank];
-  if (query !== "") {
-    const found = order(all.filter((type) => matches(text.vocabulary[type], query)));
+  if (state.query !== "") {
+    const found = order(all.filter((type) => matches(text.vocabulary[type], state.query)));
     const more = found.length > FOUND ? `, the ${FOUND} with the most ${name} shown` : "";
     const title = found.length === 1 ? "1 token type" : `${count(found.length)} token types`;
     $("types").replaceChildren(
@@ -77,10 +73,21 @@ function share(model, type) {
     ...parts, error > 0 ? line : null);
 }
 
-function search(query) {
-  $("search").value = visible(query) === "(empty)" ? "" : visible(query);
+function search(written) {
+  $("search").value = visible(written);
   setQuery();
+  if (!$("text").querySelector(".hit")) turnTo(written);
   $("text").querySelector(".hit")?.scrollIntoView({ block: "center" });
+}
+
+// To the first document of the sample that has the token, if there is one.
+function turnTo(written) {
+  const text = DATA.texts[DATA.models[state.model].text];
+  const at = text.token.findIndex((type) => text.vocabulary[type] === written);
+  if (at < 0) return;
+  state.document = text.documents.findIndex(({ end }) => at < end);
+  $("document").value = state.document;
+  drawText();
 }
 
 function setQuery() {
