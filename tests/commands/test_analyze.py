@@ -236,7 +236,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["{tmp}"],
         r"\S+ is of a model of type 'mixtral', without MoE\+\+ layers",
     ),
-    "one model twice": (nothing, ["{moepp}", "{moepp}"], r"MODEL: one folder is given twice; give each once$"),
+    "one model twice": (
+        nothing,
+        ["{moepp}", "{moepp}"],
+        r"MODEL: one folder is given twice, or the names cannot be told apart; give each once$",
+    ),
     "a text shorter than a window": (
         lambda tmp: (tmp / "short.txt").write_text("return 0"),
         ["{moepp}", "--text", "{tmp}/short.txt", "--window", "64"],
