@@ -158,10 +158,9 @@ def test_extracts_begin_documents_of_every_source_and_keep_to_their_size() -> No
         assert part.start == 0 or table.document[part.start - 1] < part.document
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_many_deep_models_with_many_token_types_stay_below_two_megabytes(tmp_path: Path, top_k: int) -> None:
+def test_many_deep_models_with_many_token_types_stay_below_two_megabytes(tmp_path: Path) -> None:
     tokens, types = 6000, 6000
-    table = random_table(tokens, 24, top_k)
+    table = random_table(tokens, 24, 4)
     token = np.random.default_rng(0).integers(0, types, tokens).astype(np.int32)
     table = replace(table, token=token, vocabulary={at: f" token {at}" for at in np.unique(token).tolist()})
     write_page({f"model {at}": table for at in range(5)}, tmp_path / "report.html")

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..config import EXPERT_TYPES
+from ..config import EXPERT_TYPES, ExpertType
 from ..errors import DataError
 from ..files import replacing
 from .page_data import page_data
@@ -110,7 +110,9 @@ def _cards(summary: Summary) -> list[Card]:
 
 def _rows(summaries: Mapping[str, Summary]) -> list[tuple[str, list[str]]]:
     """The same numbers for each model, as text that needs no script."""
-    kinds = [kind for kind in EXPERT_TYPES[1:] if any(one.table.layout.count(kind) for one in summaries.values())]
+    kinds: list[ExpertType] = [
+        kind for kind in EXPERT_TYPES[1:] if any(one.table.layout.count(kind) for one in summaries.values())
+    ]
     columns = [
         {
             "loss, nats per token": f"{one.loss:.4f}",

@@ -193,5 +193,7 @@ def _pack(values: np.ndarray) -> str:
 
 def _round(values: np.ndarray | float, digits: int = 3) -> Any:
     """Nested lists; ``None`` for what there is no number of."""
-    rounded = np.round(np.asarray(values, np.float64), digits)
-    return np.where(np.isnan(rounded), None, rounded.astype(object)).tolist()
+    rounded = np.asarray(np.round(np.asarray(values, np.float64), digits))
+    written = rounded.astype(object)
+    written[np.isnan(rounded)] = None
+    return written.tolist()

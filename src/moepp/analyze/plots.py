@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from ..config import EXPERT_TYPES
+from ..config import EXPERT_TYPES, ExpertType
 from .summary import Summary
 from .tables import TokenTypes
 
@@ -108,7 +108,7 @@ def _render(draw: Callable[..., None], *, size: tuple[float, float], rows: int =
 
 def _svg(draw: Callable[..., None], size: tuple[float, float], rows: int, theme: str) -> str:
     # Text stays text: small, selectable, in the page's font.
-    with mpl.rc_context(_settings(_INK[theme]) | {"svg.fonttype": "none"}):
+    with mpl.rc_context(_settings(_INK[theme], **{"svg.fonttype": "none"})):
         canvas = Canvas(figsize=size, layout="constrained")
         all_axes = canvas.subplots(rows, 1, squeeze=False)[:, 0]
         for index, axes in enumerate(all_axes):
@@ -121,8 +121,8 @@ def _svg(draw: Callable[..., None], size: tuple[float, float], rows: int, theme:
     return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
 
 
-def _settings(ink: str) -> dict[Any, Any]:
-    return {
+def _settings(ink: str, **more: str) -> dict[Any, Any]:
+    return more | {
         "svg.hashsalt": "moepp",  # the same figure gives the same bytes
         "font.family": "sans-serif",
         "font.size": 10,
@@ -163,7 +163,7 @@ def load_maps(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
         axes.set_ylabel("layer")
         axes.set_yticks(range(one.table.num_layers))
         layout = one.table.layout
-        kinds = [kind for kind in EXPERT_TYPES if layout.count(kind)]
+        kinds: list[ExpertType] = [kind for kind in EXPERT_TYPES if layout.count(kind)]
         for kind in kinds[1:]:
             axes.axvline(layout.indices(kind).start - 0.5, color="white", linewidth=2)
         centres = [(layout.indices(kind)[0] + layout.indices(kind)[-1]) / 2 for kind in kinds]
