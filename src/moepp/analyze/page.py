@@ -44,7 +44,12 @@ def write_page(tables: Mapping[str, RoutingTable], path: Path, *, title: str = "
     Raises:
         DataError: the file cannot be written.
     """
-    summaries = {name: summarize(table) for name, table in tables.items()}
+    save_page({name: summarize(table) for name, table in tables.items()}, path, title=title)
+
+
+def save_page(summaries: Mapping[str, Summary], path: Path, *, title: str = "What the experts do") -> None:
+    """:func:`write_page` for summaries that are there already."""
+    tables = {name: summary.table for name, summary in summaries.items()}
     script = "\n".join(map(read, _SCRIPTS))
     style = "\n".join(map(read, _STYLES))
     page = render(
