@@ -17,6 +17,7 @@ from .report import machines, read_results, report
 from .router import measure_router
 from .rows import Results, Row, command, facts
 from .sizes import SIZES, layer_config, model_config
+from .throughput import Throughput, expert_throughput
 from .work import LayerWork, capture_work, run_experts, spread_work, synthetic_work, twin_layers
 
 __all__ = [
@@ -40,11 +41,13 @@ __all__ = [
     "Row",
     "Step",
     "Task",
+    "Throughput",
     "Timing",
     "capture_work",
     "cells",
     "comm_page",
     "command",
+    "expert_throughput",
     "facts",
     "interleave",
     "layer_config",

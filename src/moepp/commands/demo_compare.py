@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..analyze import collect_stats
-from ..bench import LayerWork, Timing, capture_work, interleave, machine, run_experts, synthetic_work
+from ..bench import Throughput, expert_throughput, machine
 from ..config import EXPERT_TYPES, ExpertType
 from ..layers import RoutingStats
 from ..model import account
@@ -20,21 +20,6 @@ from ..train import Recipe, TrainResult, read_metrics
 BENCH_TOKENS = 2048
 BENCH_ROUNDS = 20
 PROMPT = "def main(args):\n"
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """The experts alone, forward, all layers, at one kind of routing."""
-
-    tokens_per_second: float
-    spread: float
-    """Distance between quartiles over the median."""
-    ffn_per_token: float
-    """FFN experts per token in what was timed."""
-    speedup: float
-    """Over the vanilla twin at the same kind of routing, in the same run."""
-    bound: float
-    """The twin's FFN experts per token over ours: what the speed-up could be if nothing else cost anything."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,8 @@ def compare(results: Mapping[str, TrainResult], runs: Mapping[str, Path], recipe
     prepared = results["MoE++"].prepared
     batches = _validation_batches(results["MoE++"])
     sample = _in_turns(batches, BENCH_TOKENS)
-    throughput = _throughput(results, sample)
+    trained = {name: result.model for name, result in results.items()}
+    throughput = expert_throughput(trained, sample, baseline="vanilla", rounds=BENCH_ROUNDS)
     models = {}
     for name, result in results.items():
         config = result.model.config
@@ -131,36 +117,6 @@ def _in_turns(batches: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
     """About so many tokens, a block of each source in turn: no source stands for all."""
     blocks = [block for group in zip(*batches, strict=False) for block in group]
     return torch.stack(blocks[: max(1, tokens // blocks[0].numel())])
-
-
-def _throughput(results: Mapping[str, TrainResult], input_ids: torch.Tensor) -> dict[str, dict[str, Throughput]]:
-    work: dict[tuple[str, str], list[LayerWork]] = {}
-    for name, result in results.items():
-        learned = capture_work(result.model, input_ids=input_ids, use_cache=False)
-        work[name, "learned"] = learned
-        work[name, "synthetic"] = synthetic_work(learned)
-    keys = {f"{name} {routing}": (name, routing) for name, routing in work}
-    timings = interleave(
-        {key: lambda w=work[names]: run_experts(w) for key, names in keys.items()}, rounds=BENCH_ROUNDS
-    )
-    found: dict[str, dict[str, Throughput]] = {name: {} for name in results}
-    for key, (name, routing) in keys.items():
-        twin = timings[f"vanilla {routing}"]
-        found[name][routing] = _one(
-            timings[key], twin, work[name, routing], work["vanilla", routing], input_ids.numel()
-        )
-    return found
-
-
-def _one(timing: Timing, twin: Timing, work: list[LayerWork], twins: list[LayerWork], tokens: int) -> Throughput:
-    ours = statistics.mean(item.ffn_per_token for item in work)
-    return Throughput(
-        tokens_per_second=tokens / timing.median,
-        spread=timing.iqr / timing.median,
-        ffn_per_token=ours,
-        speedup=twin.median / timing.median,
-        bound=statistics.mean(item.ffn_per_token for item in twins) / ours,
-    )
 
 
 def _load(stats: RoutingStats) -> list[float]:

@@ -1,0 +1,7 @@
+"""``python -m experiments NAME``."""
+
+import sys
+
+from .entry import run
+
+run(sys.argv[1:])

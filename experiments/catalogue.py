@@ -1,0 +1,20 @@
+"""All experiments, in the order of ``docs/reproduction.md``."""
+
+from importlib import import_module
+
+from moepp.errors import ConfigError, nearest
+
+from .experiment import Experiment
+
+NAMES = ("table3",)
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"experiment {name!r} does not exist; {nearest(name, NAMES)}")
+    return import_module(f"{__package__}.{name}").EXPERIMENT

@@ -1,0 +1,36 @@
+"""How much is trained: one recipe a scale, which all experiments vary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moepp.errors import ConfigError, nearest
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of everything."""
+
+    name: str
+    recipe: Path
+    """What the MoE++ model of all experiments is trained by."""
+    results: Path
+    """Where JSON and plots go."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+SCALES = {
+    name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name) for name in ("tiny", "small", "gpu")
+}
+
+
+def scale(name: str) -> Scale:
+    """The scale of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in SCALES:
+        raise ConfigError(f"--scale={name!r} does not exist; {nearest(name, SCALES)}")
+    return SCALES[name]

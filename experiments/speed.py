@@ -1,0 +1,66 @@
+"""What is measured on trained models with a clock: experts alone, and whole training steps; all variants in turns."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moepp.bench import Throughput, Timing, expert_throughput, interleave
+from moepp.model import MoEPPForCausalLM
+
+from .lab import Lab
+from .variants import VANILLA, Variant
+
+TOKENS = 2048
+ROUNDS = 20
+_STEPS = 8
+
+
+def throughput(lab: Lab, variants: Sequence[Variant]) -> dict[str, dict[str, Throughput]]:
+    """Expert throughput at synthetic and at learned routing, over vanilla's; models of the first seed.
+
+    Returns:
+        By the variant's name and kind of routing.
+    """
+    models = _models(lab, variants)
+    return expert_throughput(models, _tokens(lab, TOKENS), baseline=VANILLA.name, rounds=ROUNDS)
+
+
+def step_seconds(lab: Lab, variants: Sequence[Variant]) -> dict[str, Timing]:
+    """A training step of the scale's recipe, forward, backward, clipping and AdamW, at the trained models' routing."""
+    recipe = lab.run(VANILLA, lab.scale.seeds[0]).recipe()
+    batch = _tokens(lab, recipe.samples_per_step * recipe.data.sequence_length)
+    steps = {name: _step(model, batch) for name, model in _models(lab, variants).items()}
+    return interleave(steps, rounds=_STEPS)
+
+
+def _models(lab: Lab, variants: Sequence[Variant]) -> Mapping[str, MoEPPForCausalLM]:
+    names = dict.fromkeys([VANILLA, *variants])
+    return {variant.name: lab.model(variant, lab.scale.seeds[0]) for variant in names}
+
+
+def _tokens(lab: Lab, count: int) -> Tensor:
+    """(blocks, sequence length) of held-out text, every source in turn."""
+    recipe = lab.run(VANILLA, lab.scale.seeds[0]).recipe()
+    length = recipe.data.sequence_length
+    blocks = lab.blocks(length)
+    in_turns = [block for group in zip(*blocks.values(), strict=False) for block in group]
+    assert len(in_turns) * length >= count
+    return torch.stack(in_turns[: count // length]).to(lab.device)
+
+
+def _step(model: MoEPPForCausalLM, batch: Tensor):
+    model.train()
+    # A rate of 0: the weights stay, so every round does the same work.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    bf16 = batch.is_cuda
+
+    def step() -> None:
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
