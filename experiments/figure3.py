@@ -51,7 +51,7 @@ def draw(found: Result, figure: "Figure") -> None:
             left.plot([place, place], [one.low, one.high], "-", color=COLOURS[0], linewidth=1.5)
     left.plot(counts, [one.mean for one in paired], "_-", color=COLOURS[0], markersize=12, linewidth=0.8)
     left.axhline(0, color="#666666", linewidth=1)
-    left.set_ylabel("validation loss − without (nats per token)")
+    left.set_ylabel("validation loss − without\n(nats per token)")
     right.plot(counts, [one["expert_flops"] for one in found.data.values()], "s-", color=COLOURS[1])
     right.set_ylabel("expert FLOPs (vanilla = 1)")
     right.set_ylim(bottom=0)

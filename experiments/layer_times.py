@@ -70,22 +70,21 @@ def numbers(times: Times) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def draw_times(found: "Result", figure: "Figure", labels: Mapping[str, str], *, log: bool) -> None:
-    """Bars of milliseconds by part, with the paper's beside them."""
+def draw_times(found: "Result", figure: "Figure", labels: Mapping[str, str]) -> None:
+    """Milliseconds by part, with the paper's beside them; the scale is logarithmic, as parts are decades apart."""
     from .plots import COLOURS
 
     axes = figure.subplots()
-    series = {dtype: [one[name]["ms"] for name in labels] for dtype, one in found.data.items()}
-    spread = {dtype: [one[name]["iqr_ms"] / 2 for name in labels] for dtype, one in found.data.items()}
-    series["the paper's, on an A100"] = [MILLISECONDS[name] for name in labels]
-    width = 0.8 / len(series)
-    hatches = ("", "//", "..")
-    for index, ((name, values), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
-        places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(values))]
-        axes.bar(places, values, 0.9 * width, yerr=spread.get(name), color=colour, hatch=hatches[index], label=name,
-                 edgecolor="white", capsize=3)  # fmt: skip
-    axes.set_xticks(range(len(labels)), list(labels.values()))
-    axes.set_ylabel(f"milliseconds for {TOKENS:,} tokens")
-    if log:
-        axes.set_yscale("log")
+    rows = range(len(labels))
+    for (dtype, one), colour, mark, shift in zip(found.data.items(), COLOURS, "os", (-0.15, 0.0), strict=False):
+        ours = [one[name] for name in labels]
+        spread = [part["iqr_ms"] / 2 for part in ours]
+        axes.errorbar([part["ms"] for part in ours], [row + shift for row in rows], xerr=spread, fmt=mark, color=colour,
+                      capsize=3, label=dtype)  # fmt: skip
+    axes.plot([MILLISECONDS[name] for name in labels], [row + 0.15 for row in rows], "D", color="#666666",
+              label="the paper's, on an A100")  # fmt: skip
+    axes.set_yticks(rows, list(labels.values()))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds for {TOKENS:,} tokens")
     axes.legend()

@@ -86,22 +86,17 @@ def _correlation(flops: Sequence[float], losses: Sequence[Mapping[int, float]]) 
 
 
 def draw(found: Result, figure: "Figure") -> None:
-    """Differences to vanilla, and loss over FLOPs."""
+    """Differences to vanilla, and the FLOPs that each row spends."""
     from .plots import COLOURS
 
-    left, right = figure.subplots(1, 2)
-    rows = {name: one["loss"] for name, one in found.data.items()}
-    differing = {name: differences(loss, rows[NONE]) for name, loss in rows.items() if name != NONE}
-    draw_differences(left, differing, colour=COLOURS[0])
-    left.set_xlabel("validation loss − none's (nats per token)")
-    for name, one in found.data.items():
-        mark, colour = ("s", COLOURS[1]) if name in (NONE, WITH_RESIDUAL) else ("o", COLOURS[0])
-        loss = statistics.fmean(one["loss"].values())
-        right.plot(one["expert_flops"], loss, mark, color=colour)
-        right.annotate(name, (one["expert_flops"], loss), (5, 3), textcoords="offset points", fontsize=7)
-    right.set_xlabel("expert FLOPs (vanilla = 1)")
-    right.set_ylabel("validation loss (nats per token)")
-    right.margins(x=0.25)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    loss = {name: one["loss"] for name, one in found.data.items()}
+    rows = {name: differences(values, loss[NONE]) for name, values in loss.items() if name != NONE}
+    draw_differences(left, rows, colour=COLOURS[0])
+    left.set_xlabel("validation loss − none's\n(nats per token)")
+    right.plot([found.data[name]["expert_flops"] for name in rows], range(len(rows)), "s", color=COLOURS[1])
+    right.set_xlabel("expert FLOPs\n(vanilla = 1)")
+    right.set_xlim(0, 1.1)
 
 
 EXPERIMENT = Experiment(

@@ -55,7 +55,7 @@ def result(lab: Lab) -> Result:
 
 def draw(found: Result, figure: "Figure") -> None:
     """Times by type; the types are decades apart."""
-    draw_times(found, figure, LABELS, log=True)
+    draw_times(found, figure, LABELS)
 
 
 EXPERIMENT = Experiment(

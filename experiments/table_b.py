@@ -73,7 +73,7 @@ def at_most(value: float, spread: float, bound: float) -> Outcome:
 
 def draw(found: Result, figure: "Figure") -> None:
     """Both routers' times."""
-    draw_times(found, figure, LABELS, log=True)
+    draw_times(found, figure, LABELS)
 
 
 EXPERIMENT = Experiment(
