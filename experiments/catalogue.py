@@ -6,7 +6,17 @@ from moepp.errors import ConfigError, nearest
 
 from .experiment import Experiment
 
-NAMES = ("table3", "table4", "table5", "table6", "table_a", "table_b", "table_c", "figure3")
+NAMES = (
+    "headline",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table_a",
+    "table_b",
+    "table_c",
+    "figure3",
+)
 
 
 def experiment(name: str) -> Experiment:

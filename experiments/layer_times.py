@@ -87,4 +87,4 @@ def draw_times(found: "Result", figure: "Figure", labels: Mapping[str, str]) -> 
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlabel(f"milliseconds for {TOKENS:,} tokens")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3)
