@@ -3,8 +3,8 @@ import math
 import pytest
 
 from experiments.compare import all_agree, differences, plus_minus
+from experiments.layer_times import at_most, ratio
 from experiments.paired import Paired, interval
-from experiments.table_b import at_most, overhead
 
 LOWER, HIGHER, UNRESOLVED = (Paired(mean, mean - 1, mean + 1, ()) for mean in (-2.0, 2.0, 0.5))
 
@@ -32,10 +32,10 @@ def test_plus_minus_is_half_of_the_interval() -> None:
     assert plus_minus(interval([1.0])).endswith("± inf")
 
 
-def test_a_routers_overhead_is_a_share_and_unresolved_within_the_quartiles() -> None:
-    more, spread = overhead({"ms": 2.0, "iqr_ms": 0.3}, {"ms": 2.2, "iqr_ms": 0.4})
-    assert more == pytest.approx(0.1)
-    assert spread == pytest.approx(0.125)
-    assert at_most(more, spread, 0.024) == "unresolved"
-    assert at_most(more, 0.01, 0.024) == "disagrees"
-    assert at_most(-more, 0.01, 0.024) == "agrees"
+def test_a_ratio_of_times_is_unresolved_within_the_quartiles() -> None:
+    found, spread = ratio({"ms": 2.2, "iqr_ms": 0.4}, {"ms": 2.0, "iqr_ms": 0.3})
+    assert found == pytest.approx(1.1)
+    assert spread == pytest.approx(1.1 * math.hypot(0.2 / 2.2, 0.15 / 2.0))
+    assert at_most(found, spread, 1.024) == "unresolved"
+    assert at_most(found, 0.01, 1.024) == "disagrees"
+    assert at_most(1.0, 0.01, 1.024) == "agrees"
