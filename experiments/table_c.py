@@ -64,7 +64,7 @@ def intervention(way: str, kinds: Sequence[ExpertType], layout: ExpertLayout, de
 def result(lab: Lab) -> Result:
     """Both ways for all of the paper's rows."""
     seeds = list(lab.records(MOEPP))
-    text = lab.blocks(lab.run(MOEPP, seeds[0]).recipe().data.sequence_length)
+    text = lab.blocks(lab.run(MOEPP, seeds[0]).recipe().data.sequence_length, MOEPP)
     blocks = {source: _spread(all_).to(lab.device) for source, all_ in text.items()}
     data: dict[str, Any] = {way: {name: {"loss": {}, "ffn_per_token": {}} for name in paper.TABLE_C} for way in WAYS}
     data["shares"] = {kind: [] for kind in KINDS}
