@@ -58,7 +58,7 @@ def toy_scale(folder: Path) -> Scale:
         },
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1))
+    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), layer="tiny")
 
 
 def toy_lab(folder: Path) -> Lab:
