@@ -1,6 +1,7 @@
 """What an experiment asks for: trained models and their numbers, by variant and seed."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +79,10 @@ class Lab:
     def blocks(self, length: int) -> dict[str, list[Tensor]]:
         """Held-out text by source in blocks of so many tokens; all of the scale's models have one tokenizer."""
         tokenizer = self.tokenizer(VANILLA, self.scale.seeds[0])
-        found = {}
-        for source, documents in self.text.items():
-            ids = torch.from_numpy(encode(documents, tokenizer).astype("int64"))
-            found[source] = list(ids[: len(ids) // length * length].view(-1, length))
-        return found
+        return {source: cut(documents, tokenizer, length) for source, documents in self.text.items()}
+
+
+def cut(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", length: int) -> list[Tensor]:
+    """The documents' tokens one after the other, as in training, in blocks of so many."""
+    ids = torch.from_numpy(encode(documents, tokenizer).astype("int64"))
+    return list(ids[: len(ids) // length * length].view(-1, length))
