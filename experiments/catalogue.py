@@ -6,7 +6,10 @@ from moepp.errors import ConfigError, nearest
 
 from .experiment import Experiment
 
-NAMES = ("table3",)
+NAMES = (
+    "headline",
+    "table3",
+)
 
 
 def experiment(name: str) -> Experiment:
