@@ -71,8 +71,8 @@ def result(lab: Lab) -> Result:
             f"{str(dtype).removeprefix('torch.')}, fresh weights: {bytes_ / 1e6:.0f} MB in an FFN expert. The same "
             "weights are used again and again; what fits a cache is then read from there.",
             f"Medians of up to {ROUNDS} rounds, of at least 5 where a size took longer than {SECONDS:g} s.",
-            "A zero or copy expert alone is measured as the pass over the tokens that all zero-computation experts of a "
-            "layer share; its own cost in such a pass is nothing.",
+            "A zero or copy expert alone is measured as the pass over the tokens that all zero-computation experts of "
+            "a layer share; its own cost in such a pass is nothing.",
             f"The paper's Table A is of {TOKENS:,} tokens on one A100.",
         ],
         data=data,

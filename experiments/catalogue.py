@@ -9,6 +9,11 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
+    "scores",
+    "context",
+    "perturbation",
+    "batches",
+    "sources",
 )
 
 

@@ -10,15 +10,12 @@ stands where in a text cancels out; the loss by position says whether the model 
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
-
-from moepp.model import MoEPPForCausalLM
 
 from .experiment import Experiment
 from .lab import Lab, cut
@@ -26,6 +23,7 @@ from .paired import Paired, interval
 from .result import Claim, Outcome, Result, Table
 from .text import agreement, nats
 from .variants import LONG_CONTEXT
+from .windows import FOREIGN, SHIFTED, edges, mean, study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,45 +32,8 @@ LENGTHS = 5
 """Context lengths, each twice the one before; the last is the trained one."""
 BLOCKS = 3
 """Of each source, of the trained context's length."""
-SHIFTED, FOREIGN = "shifted", "other text"
 STABLE, DRIFT = 0.9, 0.02
 """What counts as stable: tokens that keep their experts, and the change of FFN experts per token."""
-
-
-class Seen(NamedTuple):
-    """What a model did with B windows of S tokens, in L layers."""
-
-    expert: Tensor
-    """(B, S, L, K) the experts of each token, in the order of their ids."""
-    ffn: Tensor
-    """(B, S, L) how many of them are FFN experts."""
-    loss: Tensor
-    """(B, S) nats of predicting each token; 0 for a window's first."""
-
-    @classmethod
-    def of(cls, model: MoEPPForCausalLM, ids: Tensor, *, first: int = 0) -> "Seen":
-        """Sends (B, S) tokens through the model, the first of each window at this position."""
-        batch, length = ids.shape
-        ids = ids.to(model.device)
-        positions = torch.arange(first, first + length, device=ids.device).unsqueeze(0)
-        with torch.inference_mode():
-            out = model(ids, position_ids=positions, use_cache=False, output_routing=True)
-            loss = F.cross_entropy(out.logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-        expert = torch.stack([routing.expert.view(batch, length, -1) for routing in out.routing], dim=2)
-        ffn = (expert < model.config.moe.layout().ffn).sum(-1)
-        return cls(expert.sort(-1).values.cpu(), ffn.cpu(), F.pad(loss, (1, 0)).cpu())
-
-    def last(self, count: int) -> "Seen":
-        """The last so many tokens of each window."""
-        return Seen(*(field[:, -count:] for field in self))
-
-    def same_experts(self, other: "Seen") -> list[float]:
-        """By layer, the share of tokens with the same set of experts."""
-        return (self.expert == other.expert).all(-1).double().mean((0, 1)).tolist()
-
-    def same_count(self, other: "Seen") -> float:
-        """The share of tokens and layers with the same number of FFN experts."""
-        return float((self.ffn == other.ffn).double().mean())
 
 
 def result(lab: Lab) -> Result:
@@ -121,65 +82,6 @@ def _blocks(lab: Lab, seed: int, context: int) -> tuple[list[Tensor], int]:
         found += chosen
         whole += sum(tokenizer.eos_token_id not in block[:-1] for block in chosen)
     return found, whole
-
-
-def study(model: MoEPPForCausalLM, block: Tensor, other: Tensor, lengths: Sequence[int]) -> dict[str, Any]:
-    """Everything about one (S,) window; ``other`` is as long and supplies the text that tells nothing."""
-    shortest, longest = lengths[0], lengths[-1]
-    last, end = shortest // 2, block[-shortest:].unsqueeze(0)
-    short, whole = Seen.of(model, block.view(-1, shortest)), Seen.of(model, block.unsqueeze(0))
-    base = Seen(*(field[-1:] for field in short)).last(last)
-    views = {str(length): Seen.of(model, block[-length:].unsqueeze(0)) for length in lengths[1:-1]}
-    views |= {
-        str(shortest): base,
-        str(longest): whole,
-        SHIFTED: Seen.of(model, end, first=longest - shortest),
-        FOREIGN: Seen.of(model, torch.cat([other[: longest - shortest].unsqueeze(0), end], dim=1)),
-    }
-    found: dict[str, Any] = {}
-    for name, view in views.items():
-        found[name] = {
-            "same_experts": view.last(last).same_experts(base),
-            "same_count": view.last(last).same_count(base),
-            "ffn": float(view.last(last).ffn.double().mean()),
-            "loss": float(view.last(last).loss.double().mean()),
-        }
-    return found | {"positions": _by_position(short, whole, edges(longest, shortest))}
-
-
-def edges(longest: int, shortest: int) -> list[int]:
-    """Bounds of the bins of positions: each twice the one before, from an eighth of the shortest context on."""
-    found = [0, shortest // 8]
-    while found[-1] < longest:
-        found.append(2 * found[-1])
-    return found
-
-
-def _by_position(short: Seen, whole: Seen, bounds: Sequence[int]) -> list[dict[str, float]]:
-    """By bin: FFN experts per token and loss in the whole window, and of the same tokens in short ones.
-
-    The first token of each short window has no loss, and is left out.
-    """
-    length = short.loss.shape[1]
-    found = []
-    for begin, stop in zip(bounds, bounds[1:], strict=False):
-        places = [place for place in range(begin, stop) if place % length]
-        values = {}
-        for name, seen in (("", whole), ("short_", short)):
-            values[f"{name}ffn"] = float(seen.ffn.flatten(0, 1)[places].double().mean())
-            values[f"{name}loss"] = float(seen.loss.flatten()[places].double().mean())
-        found.append(values)
-    return found
-
-
-def mean(nodes: Sequence[Any]) -> Any:
-    """Of nodes of the same shape, number by number."""
-    first = nodes[0]
-    if isinstance(first, Mapping):
-        return {key: mean([node[key] for node in nodes]) for key in first}
-    if isinstance(first, list):
-        return [mean(column) for column in zip(*nodes, strict=True)]
-    return statistics.fmean(nodes)
 
 
 def _over_seeds(data: Mapping[str, Any], name: str, field: str) -> Paired:
@@ -231,7 +133,9 @@ def _layer_table(data: Mapping[str, Any], lab: Lab) -> Table:
         [f"layer {layer}", *(f"{statistics.fmean(s[n]['same_experts'][layer] for s in studies):.1%}" for n in names)]
         for layer in range(layers)
     ]
-    return Table("Tokens with the same experts, by layer", ["", *names], rows, f"Mean over {len(lab.scale.seeds)} seeds.")
+    return Table(
+        "Tokens with the same experts, by layer", ["", *names], rows, f"Mean over {len(lab.scale.seeds)} seeds."
+    )
 
 
 def _position_change(data: Mapping[str, Any], place: int, field: str) -> Paired:
@@ -241,7 +145,7 @@ def _position_change(data: Mapping[str, Any], place: int, field: str) -> Paired:
 
 def _position_table(data: Mapping[str, Any]) -> Table:
     bounds, rows = data["positions"], []
-    for place, (begin, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for place, (begin, stop) in enumerate(pairwise(bounds)):
         row = [f"{begin:,} to {stop - 1:,}"]
         for field in ("ffn", "loss"):
             found = interval([one["positions"][place][field] for one in data["seeds"].values()])
@@ -254,7 +158,7 @@ def _position_table(data: Mapping[str, Any]) -> Table:
         f"By position in windows of {data['lengths'][-1]:,}",
         ["position", "FFN experts per token, 95 %", short, "loss, 95 %", short],
         rows,
-        "The same tokens in short windows are what their place in the text makes them; the difference is the context's.",
+        "The same tokens in short windows are what their place in the text makes them; the rest is the context's.",
     )
 
 
@@ -286,7 +190,9 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
             f"Share that keeps them, other text − own: {nats(other)}.",
         ),
         Claim(
-            "Control: the model uses the context, its loss is lower with all of it.", agreement(loss, "lower"), nats(loss)
+            "Control: the model uses the context, its loss is lower with all of it.",
+            agreement(loss, "lower"),
+            nats(loss),
         ),
     ]
 
@@ -322,7 +228,7 @@ def draw(found: Result, figure: "Figure") -> None:
     axes.set_xticks(lengths[1:], [f"{length:,}" for length in lengths[1:]])
     axes.legend(fontsize=8)
     bounds = data["positions"]
-    middles = [(begin + stop) / 2 for begin, stop in zip(bounds, bounds[1:], strict=False)]
+    middles = [(begin + stop) / 2 for begin, stop in pairwise(bounds)]
     for name, label in (("ffn", "FFN experts per token"), ("loss", "loss (nats per token)")):
         for prefix, colour, marker, text in (
             ("", COLOURS[0], "o", f"in windows of {lengths[-1]:,}"),

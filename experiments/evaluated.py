@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moepp.data import digest
+from moepp.errors import DataError
 from moepp.evaluate import VALIDATION_FRACTION, Evaluation, Score, evaluate_tasks, items_hash
-from moepp.files import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,14 +43,22 @@ def evaluated(lab: "Lab", variant: "Variant", seed: int) -> Evaluation:
     if found is None:
         found = lab.questions.evaluate(lab.model(variant, seed), lab.tokenizer(variant, seed))
         content = {"items": key, "scores": [dataclasses.asdict(score) for score in found.scores]}
-        with replacing(path) as incomplete:
-            incomplete.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside = path.with_suffix(".incomplete")
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
     return found
 
 
 def _read(path: Path, key: str) -> Evaluation | None:
-    """None where there is nothing, or scores on other items."""
+    """None where there is nothing, or scores on other items.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Evaluation([Score(**score) for score in content["scores"]], []) if content["items"] == key else None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation([Score(**score) for score in content["scores"]], []) if content["items"] == key else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {error}; remove it, its model is then scored again") from error

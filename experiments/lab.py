@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from moepp.errors import DataError
 from moepp.model import MoEPPForCausalLM, load_model
 from moepp.train import load_recipe
 
+from .evaluated import Questions
 from .paired import Paired, paired
 from .pool import Pool
 from .record import Record
@@ -35,6 +36,8 @@ class Lab:
     checkpoints: tuple[Path, ...] = ()
     """Folders of models that the user gave besides."""
     device: str = "cpu"
+    questions: Questions = field(default_factory=Questions)
+    """What models are scored on besides the loss."""
 
     def run(self, variant: Variant, seed: int) -> Run:
         return Run(self.scale, variant, seed)

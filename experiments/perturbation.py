@@ -42,14 +42,14 @@ Edit = Callable[[Routing], Routing]
 
 
 def noise(scale: float | None, config: MoEConfig, seed: int = 0) -> Edit:
-    """Chooses by the scores plus Gaussian noise of ``scale`` of each token's standard deviation; None: by noise alone."""
+    """Chooses by the scores plus noise of ``scale`` of each token's standard deviation; None: by noise alone."""
     generator = torch.Generator().manual_seed(seed)
 
     def edit(routing: Routing) -> Routing:
         # Normalised or not, the scores are the logits times a number a token, and so is the noise.
         drawn = torch.randn(routing.logits.shape, generator=generator).to(routing.logits)
         ranking = drawn if scale is None else routing.logits + scale * routing.logits.std(-1, keepdim=True) * drawn
-        return chosen_instead(routing, ranking.sort(-1, descending=True, stable=True).indices[:, : config.top_k], config)
+        return chosen_instead(routing, ranking.argsort(dim=-1, descending=True, stable=True)[:, : config.top_k], config)
 
     return edit
 

@@ -86,7 +86,8 @@ def _halves(lab: Lab) -> dict[str, tuple[Tensor, Tensor]]:
     blocks |= {name: cut(documents, lab.tokenizer(VANILLA, seed), length) for name, documents in made.items()}
     half = {name: len(all_) // 2 for name, all_ in blocks.items()}
     return {
-        name: (spread(all_[: half[name]], _BLOCKS), spread(all_[half[name] :], _BLOCKS)) for name, all_ in blocks.items()
+        name: (spread(all_[: half[name]], _BLOCKS), spread(all_[half[name] :], _BLOCKS))
+        for name, all_ in blocks.items()
     }
 
 
@@ -118,7 +119,7 @@ def load(assigned: Sequence[Tensor]) -> Tensor:
 
 
 def distance(loads: Mapping[str, Sequence[Tensor]], one: str, other: str) -> float:
-    """Total variation between two sources' loads, or between the halves of one; mean over layers and pairs of halves."""
+    """Total variation between two sources' loads, or the halves of one; mean over layers and pairs of halves."""
     pairs = [(0, 1)] if one == other else [(0, 0), (0, 1), (1, 0), (1, 1)]
     return statistics.fmean(float((loads[one][i] - loads[other][j]).abs().sum(-1).mean()) / 2 for i, j in pairs)
 
@@ -168,7 +169,10 @@ def _entropy_table(data: Mapping[str, Any]) -> Table:
     layers = (len(rows[0]) - 1) // 2
     head = [f"{variant.name}, layer {layer}" for variant in (MOEPP, VANILLA) for layer in range(layers)]
     return Table(
-        "Entropy of the FFN experts' load, nats", ["", *head], rows, "Mean over seeds; ln 8 = 2.079 is even for 8 experts."
+        "Entropy of the FFN experts' load, nats",
+        ["", *head],
+        rows,
+        "Mean over seeds; ln 8 = 2.079 is even for 8 experts.",
     )
 
 
@@ -179,14 +183,20 @@ def _distances(data: Mapping[str, Any], variant: Variant, one: str, other: str) 
 def _distance_table(data: Mapping[str, Any]) -> Table:
     names = _names(data)
     rows = [
-        [one, *(" · ".join(f"{statistics.fmean(_distances(data, v, one, b)):.3f}" for v in (MOEPP, VANILLA)) for b in names)]
+        [
+            one,
+            *(
+                " · ".join(f"{statistics.fmean(_distances(data, v, one, b)):.3f}" for v in (MOEPP, VANILLA))
+                for b in names
+            ),
+        ]
         for one in names
     ]
     return Table(
         "Total variation between sources' loads, MoE++ · vanilla",
         ["", *names],
         rows,
-        "On the diagonal: between the halves of a source. 0 is equal, 1 is no expert in common. Mean over layers, seeds.",
+        "On the diagonal: the halves of a source. 0 is equal, 1 is no expert in common. Mean over layers and seeds.",
     )
 
 
@@ -219,7 +229,7 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
         ),
         Claim("So they are on text unlike anything seen.", agreement(on_new, "lower"), nats(on_new)),
         Claim(
-            "MoE++'s load differs more between the sources trained on than between the halves of one (total variation).",
+            "MoE++'s load differs more between the sources trained on than between halves of one (total variation).",
             agreement(apart, "higher"),
             nats(apart),
         ),
