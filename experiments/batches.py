@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
-ROUNDS = 30
+ROUNDS = 15
 SECONDS = 5.0
 """For each batch size, after which five rounds are enough."""
 FREE = 0.05
