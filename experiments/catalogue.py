@@ -9,6 +9,13 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table_a",
+    "table_b",
+    "table_c",
+    "figure3",
     "scores",
     "context",
     "perturbation",
