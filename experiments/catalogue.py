@@ -16,6 +16,11 @@ NAMES = (
     "table_b",
     "table_c",
     "figure3",
+    "scores",
+    "context",
+    "perturbation",
+    "batches",
+    "sources",
 )
 
 
