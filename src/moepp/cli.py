@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from .cli_bench import bench
 from .errors import ConfigError, MoEPPError
+from .logs import quiet_libraries
 
 app = typer.Typer(
     name="moepp",
@@ -257,9 +258,7 @@ def main() -> None:
     console = Console(stderr=True)
     rank = _rank()
     logging.basicConfig(level=logging.ERROR if rank else logging.WARNING, handlers=[_StderrHandler()])
-    # transformers imports these wherever they are installed; what they cannot load concerns only those who use them.
-    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
     try:
         app(standalone_mode=True)
     except MoEPPError as error:
