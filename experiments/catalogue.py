@@ -6,7 +6,16 @@ from moepp.errors import ConfigError, nearest
 
 from .experiment import Experiment
 
-NAMES = ("table3",)
+NAMES = (
+    "table3",
+    "sweep_gamma",
+    "sweep_beta",
+    "sweep_init",
+    "published_values",
+    "balance_loss",
+    "smallest",
+    "same_flops",
+)
 
 
 def experiment(name: str) -> Experiment:

@@ -1,0 +1,176 @@
+"""Models against models, seed by seed: the tables and the drawing of sweeps."""
+
+import statistics
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .lab import Lab
+from .paired import Paired, paired
+from .record import Record
+from .result import Result, Table
+from .text import nats
+from .variants import Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pair = tuple[Variant, Variant]
+"""Whose loss, less whose."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of some pairs of models."""
+
+    tables: list[Table]
+    data: dict[str, Any]
+
+
+def models(pairs: Sequence[Pair]) -> list[Variant]:
+    """All of the pairs, each once, in their order; what stands on the right first."""
+    return list(dict.fromkeys(one for pair in pairs for one in reversed(pair)))
+
+
+def compare(lab: Lab, pairs: Sequence[Pair], *, flops_over: Variant) -> Comparison:
+    """Every model's numbers, and every pair's difference of the final validation losses."""
+    unit = _mean(lab, flops_over, lambda one: one.expert_flops)
+    rows, data = [], {}
+    for variant in models(pairs):
+        records = lab.records(variant)
+        some = next(iter(records.values()))
+        by_layer = [share for one in records.values() for share in one.ffn_share]
+        flops = _mean(lab, variant, lambda one: one.expert_flops) / unit
+        imbalance = _mean(lab, variant, lambda one: one.curve[-1]["load_imbalance"])
+        rows.append(
+            [
+                variant.name,
+                f"{lab.mean_loss(variant):.4f}",
+                *(f"{_mean(lab, variant, lambda one, s=s: one.bits_per_byte[s]):.3f}" for s in some.source_loss),
+                f"{some.ffn_share_target:.1%}",
+                f"{statistics.fmean(by_layer):.1%} ({min(by_layer):.0%} to {max(by_layer):.0%})",
+                f"{imbalance:.2f}",
+                f"{flops:.2f}",
+                f"{some.parameters / 1e6:.2f}",
+            ]
+        )
+        data[variant.name] = {
+            "loss": lab.losses(variant),
+            "bits_per_byte": {seed: one.bits_per_byte for seed, one in records.items()},
+            "ffn_share": shares(lab, variant),
+            "ffn_share_target": some.ffn_share_target,
+            "load_imbalance": imbalance,
+            "expert_flops": flops,
+            "parameters": some.parameters,
+        }
+    sources = list(next(iter(lab.records(flops_over).values())).source_loss)
+    head = ["", "validation loss", *(f"{source}, bits per byte" for source in sources), "FFN share aimed at"]
+    head += ["reached (layers)", "load, max/mean", "expert FLOPs", "parameters, millions"]
+    note = (
+        "Means over seeds. Loss: nats per token. FFN share: of the choices on held-out text. Load: of the busiest FFN "
+        "expert over the mean, at the end of training, in the worst layer. Expert FLOPs: of training, over those of "
+        f"{flops_over.name}."
+    )
+    differences = {_label(pair): lab.difference(*pair) for pair in pairs}
+    return Comparison(
+        [
+            Table("Measured", head, rows, note),
+            Table(
+                "Differences of the validation losses",
+                ["", "nats per token, 95 %", "by seed"],
+                [
+                    [label, nats(found), ", ".join(f"{value:+.4f}" for value in found.values)]
+                    for label, found in differences.items()
+                ],
+                "Same seed, same samples, same initial weights where both have them; negative: the first is better.",
+            ),
+        ],
+        {
+            "models": data,
+            "differences": {
+                label: {"mean": found.mean, "low": found.low, "high": found.high, "values": found.values}
+                for label, found in differences.items()
+            },
+        },
+    )
+
+
+def shares(lab: Lab, variant: Variant) -> dict[int, float]:
+    """The FFN experts' share of the choices on held-out text, averaged over layers, by seed."""
+    return {seed: statistics.fmean(one.ffn_share) for seed, one in lab.records(variant).items()}
+
+
+def share_difference(lab: Lab, ours: Variant, theirs: Variant) -> Paired:
+    """Of the FFN shares reached."""
+    return paired(shares(lab, ours), shares(lab, theirs))
+
+
+def length(lab: Lab, variant: Variant) -> str:
+    """A limit of every comparison: how little was trained."""
+    run = lab.run(variant, lab.scale.seeds[0]).recipe()
+    tokens = run.training["max_steps"] * run.samples_per_step * run.data.sequence_length
+    return (
+        f"{run.training['max_steps']:,} steps, {tokens:,} tokens, {len(lab.scale.seeds)} seeds: what differs here may "
+        "vanish, or turn round, in a run of the paper's length (100B tokens)."
+    )
+
+
+def draw(found: Result, figure: "Figure") -> None:
+    """Draws the differences by seed with their intervals, above the FFN share that each model reached."""
+    differences, data = found.data["differences"], found.data["models"]
+    figure.set_size_inches(7.2, 1.6 + 0.38 * (len(differences) + len(data)))
+    above, below = figure.subplots(2, 1, height_ratios=[len(differences) + 0.5, len(data) + 0.5])
+    _draw_differences(above, differences)
+    _draw_shares(below, data)
+
+
+def _draw_differences(axes: "Axes", differences: dict[str, Any]) -> None:
+    from .plots import COLOURS
+
+    for place, one in enumerate(differences.values()):
+        if len(one["values"]) > 1:
+            axes.plot([one["low"], one["high"]], [place, place], color=COLOURS[0], linewidth=2, alpha=0.5)
+        axes.plot(one["values"], [place] * len(one["values"]), "o", color=COLOURS[0], markersize=4)
+    axes.axvline(0, color="#666666", linewidth=1)
+    axes.set_xlabel("difference of validation losses (nats per token): each seed, and 95 % interval of the mean")
+    _name_rows(axes, differences)
+
+
+def _draw_shares(axes: "Axes", data: dict[str, Any]) -> None:
+    from .plots import COLOURS
+
+    for place, one in enumerate(data.values()):
+        reached = [100 * share for share in one["ffn_share"].values()]
+        axes.plot(
+            [100 * one["ffn_share_target"]] * 2,
+            [place - 0.35, place + 0.35],
+            color="#666666",
+            linewidth=2,
+            label="aimed at" if place == 0 else None,
+        )
+        axes.plot(
+            reached,
+            [place] * len(reached),
+            "s",
+            color=COLOURS[1],
+            markersize=4,
+            label="reached, by seed" if place == 0 else None,
+        )
+    axes.set_xlabel("choices that go to FFN experts (%)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    _name_rows(axes, data)
+
+
+def _name_rows(axes: "Axes", names: dict[str, Any]) -> None:
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 36) for name in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _label(pair: Pair) -> str:
+    return " − ".join(one.name for one in pair)
+
+
+def _mean(lab: Lab, variant: Variant, of: Callable[[Record], float]) -> float:
+    return statistics.fmean(map(of, lab.records(variant).values()))
