@@ -7,6 +7,7 @@ from moepp.errors import ConfigError, nearest
 from .experiment import Experiment
 
 NAMES = (
+    "headline",
     "table3",
     "sweep_gamma",
     "sweep_beta",

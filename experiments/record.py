@@ -61,6 +61,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Writes the folder's record, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)  # a run may fail before it writes anything
         aside = folder / f"{RECORD_FILE}.incomplete"
         aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
         aside.replace(folder / RECORD_FILE)

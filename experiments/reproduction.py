@@ -1,41 +1,134 @@
-"""docs/reproduction.md, from the results beside the experiments: nothing in it is typed by hand but what is said here."""
+"""docs/reproduction.md from the results beside the experiments: every number in it comes out of their JSON."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from .catalogue import NAMES, experiment
-from .result import Result, Table
+from .paired import CONFIDENCE
+from .result import Outcome, Result, Table
 from .scales import HERE, SCALES
 
 PAGE = HERE.parent / "docs" / "reproduction.md"
+_HEADINGS: dict[Outcome, str] = {
+    "agrees": "What agrees",
+    "disagrees": "What does not",
+    "unresolved": "What this scale cannot tell",
+    "not measured": "What was not measured",
+}
+_INTRODUCTION = f"""# Reproduction
+
+Every table and figure of the paper (arXiv 2410.07348), and questions that it left open, each measured by one command.
+This page is written by `python -m experiments report` from the JSON files in
+[`experiments/results`](../experiments/results); the paper's numbers stand beside ours.
+
+```
+pip install -e '.[experiments]'
+python -m experiments.table3 --scale tiny             # trains what is missing, measures, prints, writes JSON and a plot
+python -m experiments all --scale tiny --jobs 2       # everything; two trainings at a time
+python -m experiments pool --scale gpu --minutes 10   # trains for ten minutes, goes on where it was the next time
+```
+
+**Protocol.** One pool of trained models serves all experiments. Models of one seed see the same samples in the same
+order and start from the same value of every weight that both have, so differences are taken seed by seed; they come
+with Student's {CONFIDENCE:.0%} interval over seeds, and where it spans 0 the word is *unresolved*. With three seeds it
+reaches 2.5 standard deviations of a difference to either side: what is resolved is large. Losses are in nats per token
+of held-out text. *Synthetic* routing has exactly the load that tau's balance implies, *learned* is what a trained model
+chose; the share of choices that went to FFN experts stands beside the one aimed at. Timings are medians of interleaved
+rounds.
+"""
 
 
-def write_page(page: Path = PAGE) -> None:
-    """Writes the page from all results that are there."""
-    page.write_text("\n".join(_lines(page)) + "\n", encoding="utf-8")
+def write_page() -> None:
+    """Writes the page from the results that are there."""
+    PAGE.write_text(page_text(), encoding="utf-8")
 
 
-def _lines(page: Path) -> Iterator[str]:
-    yield "# Reproduction\n"
-    for name in NAMES:
+def page_text() -> str:
+    """The page as it should be."""
+    results = {name: _results(name) for name in NAMES}
+    return "\n".join(_lines(results)).rstrip() + "\n"
+
+
+def _results(name: str) -> list[Result]:
+    paths = [scale.results / f"{name}.json" for scale in SCALES.values()]
+    return [Result.read(path) for path in paths if path.is_file()]
+
+
+def _lines(results: Mapping[str, list[Result]]) -> Iterator[str]:
+    yield _INTRODUCTION
+    yield from _scales(results)
+    for outcome in get_args(Outcome):
+        yield from _summary(outcome, results)
+    for name, found in results.items():
         yield f"## {experiment(name).title}\n"
-        for scale in SCALES.values():
-            path = scale.results / f"{name}.json"
-            if path.is_file():
-                yield from _section(Result.read(path))
+        yield f"`python -m experiments.{name}`\n"
+        if not found:
+            yield "Not measured.\n"
+        for result in found:
+            yield from _section(result)
+
+
+def _scales(results: Mapping[str, list[Result]]) -> Iterator[str]:
+    """Where each scale's numbers come from, or that there are none."""
+    yield "| scale | experiments | machine | versions |\n|---|---|---|---|"
+    for name, scale in SCALES.items():
+        there = [one for found in results.values() for one in found if one.scale == name]
+        if not there:
+            yield f"| {name} | not measured | | |"
+            continue
+        machines = sorted({_machine(one) for one in there})
+        versions = sorted({_versions(one) for one in there})
+        seeds = ", ".join(map(str, scale.seeds))
+        count = f"{len(there)} of {len(results)}, seeds {seeds}"
+        yield f"| {name} | {count} | {'; '.join(machines)} | {'; '.join(versions)} |"
+    yield ""
+
+
+def _machine(result: Result) -> str:
+    machine = result.facts["machine"]
+    return str(machine["gpu"] or machine["processor"])
+
+
+def _versions(result: Result) -> str:
+    versions = result.facts["versions"]
+    return ", ".join(f"{name} {versions[name]}" for name in ("moepp", "torch", "transformers") if name in versions)
+
+
+def _summary(outcome: Outcome, results: Mapping[str, list[Result]]) -> Iterator[str]:
+    claims = [(one, claim) for found in results.values() for one in found for claim in one.claims]
+    chosen = [(one, claim) for one, claim in claims if claim.outcome == outcome]
+    if not chosen:
+        return
+    yield f"## {_HEADINGS[outcome]}\n"
+    for one, claim in chosen:
+        yield f"- {claim.text} {claim.evidence} ([{one.name}](#{_anchor(one.title)}), {one.scale})"
+    yield ""
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes one of a heading."""
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
 
 
 def _section(result: Result) -> Iterator[str]:
+    yield f"**{result.scale}**\n"
+    drawing = SCALES[result.scale].results / f"{result.name}.svg"
+    if drawing.is_file():
+        yield f"![{result.title}]({os.path.relpath(drawing, PAGE.parent)})\n"
     for table in result.tables:
         yield from markdown(table)
     for claim in result.claims:
-        yield f"- **{claim.outcome}**: {claim.text} {claim.evidence}"
+        yield f"- *{claim.outcome}*: {claim.text} {claim.evidence}"
+    for limit in result.limits:
+        yield f"- {limit}"
     yield ""
 
 
 def markdown(table: Table) -> Iterator[str]:
-    """A table in Markdown."""
+    """A table in Markdown, its title before and its note after it."""
     yield f"{table.title}\n"
     for row in (table.head, ["---"] * len(table.head), *table.rows):
-        yield f"| {' | '.join(row)} |"
-    yield ""
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield f"\n{table.note}\n" if table.note else ""

@@ -1,4 +1,3 @@
-
 import pytest
 
 from experiments.lab import Lab
