@@ -148,10 +148,13 @@ def test_info_refuses_in_one_line(run: Run, arguments: list[str], message: str) 
     [
         ("{", r"\S+config\.json is not JSON: .*; save the model again$"),
         (b"\xff", r"\S+config\.json is not JSON: .*; save the model again$"),
-        ("[]", r"\S+config\.json is of a model of type None; give a folder with a moepp model$"),
+        (
+            "[]",
+            r"\S+config\.json is of a model of type None, without MoE\+\+ layers; give a folder with a moepp model$",
+        ),
         (
             '{"model_type": "llama"}',
-            r"\S+config\.json is of a model of type 'llama'; give a folder with a moepp model$",
+            r"\S+config\.json is of a model of type 'llama', without MoE\+\+ layers; give a folder with a moepp model$",
         ),
         ('{"model_type": "moepp", "top_k": "a"}', r"\S+config\.json\.top_k='a' must be of type int$"),
         ('{"model_type": "moepp", "top_k": 99}', r"moe\.top_k=99 exceeds the 12 experts"),

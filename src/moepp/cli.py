@@ -148,6 +148,30 @@ def evaluate(
 
 
 @app.command()
+def analyze(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Saved models' folders.")],
+    text: Annotated[Path | None, typer.Option(help="A file of text.", show_default="stdlib's held-out part")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="Text, JSONL or Parquet files (a pattern), or stdlib.")
+    ] = None,
+    table: Annotated[
+        list[Path] | None, typer.Option(help="A saved table instead of a run, one for each model, in their order.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="In equal parts from each source.")] = 50_000,
+    window: Annotated[int | None, typer.Option(help="Tokens seen at once.", show_default="the context")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, … or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, … or auto: as saved.")] = "auto",
+    out: Annotated[Path, typer.Option(help="A folder for tables, numbers and the page.")] = Path("runs/analysis"),
+) -> None:
+    """Show what the experts of one model or several do on text."""
+    from .commands.analyze import AnalyzeOptions, run_analyze
+
+    options = {"text": text, "data": data or [], "tables": table or [], "max_tokens": max_tokens, "window": window}
+    run_analyze(models, AnalyzeOptions(**options, batch_size=batch_size, device=device, dtype=dtype, out=out))
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path,

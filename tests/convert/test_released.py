@@ -295,7 +295,11 @@ BAD: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     ),
     "no configuration": (no_config, DataError, r"\S+ holds no config\.json, so no model; give a folder"),
     "no weights": (no_weights, DataError, r"\S+ holds no weights, neither model\.safetensors nor pytorch_model\.bin"),
-    "another model": (llama, DataError, r"\S+config\.json is of a model of type 'llama'; give a folder with a moepp"),
+    "another model": (
+        llama,
+        DataError,
+        r"\S+config\.json is of a model of type 'llama', without MoE\+\+ layers; give a folder with a moepp",
+    ),
 }
 
 

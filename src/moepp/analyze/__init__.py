@@ -1,6 +1,35 @@
 """What the experts do on text, and the page that shows it."""
 
-from .collect import collect_stats
+from .collect import collect, collect_stats
+from .fingerprint import fingerprint
+from .relations import agreement, by_position, layer_correlation, loss_by_experts, router_entropy, score_density
 from .report import Figure, Report, Table, write_report
+from .routing_table import Document, Facts, RoutingTable
+from .tables import dropped, expert_load, experts_per_token, imbalance, load_aim, token_types
+from .text import Text
 
-__all__ = ["Figure", "Report", "Table", "collect_stats", "write_report"]
+__all__ = [
+    "Document",
+    "Facts",
+    "Figure",
+    "Report",
+    "RoutingTable",
+    "Table",
+    "Text",
+    "agreement",
+    "by_position",
+    "collect",
+    "collect_stats",
+    "dropped",
+    "expert_load",
+    "experts_per_token",
+    "fingerprint",
+    "imbalance",
+    "layer_correlation",
+    "load_aim",
+    "loss_by_experts",
+    "router_entropy",
+    "score_density",
+    "token_types",
+    "write_report",
+]

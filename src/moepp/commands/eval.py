@@ -1,7 +1,6 @@
 """``moepp eval``: a trained model's scores on tasks, and its loss on text."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,17 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from ..bench import facts
-from ..data import DataSpec, SourceSpec, load_corpus, read_files
 from ..errors import ConfigError, DataError
-from ..evaluate import SEEDS, VALIDATION_FRACTION, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
+from ..evaluate import SEEDS, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
 from ..model import MoEPPForCausalLM
-from ..train import RECIPE_FILE, load_recipe
 from .eval_report import print_scores, print_skipped, print_text_losses
 from .generate import open_saved
 from .options import require_at_least_one, require_writable
+from .texts import held_out_fraction, read_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STDLIB = "stdlib"
 SOME_SKIPPED = 3
 """Exit code when some of the tasks could not be evaluated; when none could, it is an error's."""
 
@@ -56,7 +53,7 @@ def run_eval(path: Path, options: EvalOptions) -> None:
     console = Console()
     logging.disable_progress_bar()
     model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
-    fraction = _held_out_fraction(path)
+    fraction = held_out_fraction([path])
     kind = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
     report = {"model": str(path)} | kind | facts() | {"seed": SEEDS}
     if options.perplexity is not None:
@@ -99,15 +96,6 @@ def _check(options: EvalOptions) -> None:
         require_writable("--json", options.json)
 
 
-def _held_out_fraction(path: Path) -> float:
-    """What share of the standard library the model's run held out; the default where there is no recipe to ask."""
-    if not (path / RECIPE_FILE).is_file():
-        return VALIDATION_FRACTION
-    data = load_recipe(path / RECIPE_FILE).data
-    trained_on_it = any(source.python_library for source in data.sources)
-    return min(data.validation_fraction, VALIDATION_FRACTION) if trained_on_it else VALIDATION_FRACTION
-
-
 def _text_losses(
     model: MoEPPForCausalLM,
     tokenizer: "PreTrainedTokenizerBase",
@@ -117,7 +105,7 @@ def _text_losses(
 ) -> dict[str, TextLoss]:
     """By source; with more than one, their sum too."""
     with console.status("reading the text"):
-        texts = _texts(str(options.perplexity), fraction)
+        texts = read_texts(str(options.perplexity), "--perplexity", fraction)
     losses = {}
     for name, documents in texts.items():
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -134,13 +122,6 @@ def _text_losses(
     if len(losses) > 1:
         losses["all"] = sum(losses.values(), TextLoss(0, 0, 0, 0.0))
     return losses
-
-
-def _texts(data: str, fraction: float) -> dict[str, Sequence[str]]:
-    if data != STDLIB:
-        return {data: list(read_files(SourceSpec(name=data, files=[data]), "--perplexity"))}
-    corpus = load_corpus(DataSpec(validation_fraction=fraction))
-    return {source.name: list(source.validation) for source in corpus.sources}
 
 
 def _scores(evaluation: Evaluation, fraction: float) -> dict[str, Any]:

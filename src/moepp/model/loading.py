@@ -78,7 +78,9 @@ def load_config(path: str | Path) -> MoEPPConfig:
     saved = read_json(file, "save the model again")
     kind = saved.get("model_type") if isinstance(saved, dict) else None
     if kind not in (MoEPPConfig.model_type, released_config.MODEL_TYPE):
-        raise DataError(f"{file} is of a model of type {kind!r}; give a folder with a moepp model")
+        raise DataError(
+            f"{file} is of a model of type {kind!r}, without MoE++ layers; give a folder with a moepp model"
+        )
     if kind == MoEPPConfig.model_type:
         ours = {key: value for key, value in saved.items() if key in MoEPPConfig.__annotations__}
         check_section(str(file), ours, MoEPPConfig.__annotations__)

@@ -1,0 +1,157 @@
+"""``moepp analyze``: what the experts of one model or several do on the same text."""
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from transformers.utils import logging
+
+from ..analyze import RoutingTable, Text, collect, fingerprint
+from ..bench import command, facts
+from ..errors import ConfigError, DataError
+from ..files import replacing
+from ..model import load_config
+from .analyze_report import analysis, print_summary
+from .generate import open_saved
+from .options import require_at_least_one
+from .texts import STDLIB, held_out_fraction, read_texts
+
+ANALYSIS, PAGE, FIGURES = "analysis.json", "report.html", "figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeOptions:
+    """What the command line said."""
+
+    text: Path | None
+    data: list[str]
+    tables: list[Path]
+    max_tokens: int
+    window: int | None
+    batch_size: int
+    device: str
+    dtype: str
+    out: Path
+
+
+def run_analyze(models: Sequence[Path], options: AnalyzeOptions) -> None:
+    """Prints a summary and writes tables, numbers and the page to ``out``.
+
+    Raises:
+        ConfigError, DataError, BackendUnavailable: an option, a model or the text cannot be used, or ``out`` cannot be
+            written.
+    """
+    names = _names(models)
+    _check(models, options)
+    console = Console()
+    logging.disable_progress_bar()
+    if options.tables:
+        pairs = zip(models, options.tables, strict=True)
+        tables = {n: RoutingTable.read(t, fingerprint=fingerprint(m)) for n, (m, t) in zip(names, pairs, strict=True)}
+        _require_same_text(tables)
+    else:
+        with console.status("reading the text"):
+            texts = _texts(models, options)
+        tables = {}
+        for name, path in zip(names, models, strict=True):
+            tables[name] = _collect(path, texts, options, console, name)
+            tables[name].write(options.out / f"{name}.parquet")
+    report = facts() | {"tables": {name: analysis(table) for name, table in tables.items()}}
+    file = options.out / ANALYSIS
+    try:
+        with replacing(file) as incomplete:
+            incomplete.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror}; choose another --out") from error
+    print_summary(tables, console)
+    console.print(f"written to {options.out}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """What each model is called: its folder's name, with as many of those above it as tell them apart."""
+    parts = [path.resolve().parts[1:] for path in models]
+    if len(set(parts)) < len(parts):
+        raise ConfigError("MODEL: one folder is given twice; give each once")
+    length = 1
+    while len(names := {"-".join(part[-length:]) for part in parts}) < len(parts) and length < max(map(len, parts)):
+        length += 1
+    if len(names) < len(parts):
+        raise ConfigError("MODEL: the folders' names cannot be told apart; rename one")
+    return ["-".join(part[-length:]) for part in parts]
+
+
+def _check(models: Sequence[Path], options: AnalyzeOptions) -> None:
+    """Refuses at once what would be found out after minutes."""
+    require_at_least_one(options, "max_tokens", "window", "batch_size")
+    if options.tables and (options.text or options.data):
+        raise ConfigError("--table stands for a run on its own text; leave out --text and --data, or --table")
+    if options.tables and len(options.tables) != len(models):
+        raise ConfigError(
+            f"--table is given {len(options.tables)} times for {len(models)} models; give one for each, in their order"
+        )
+    for path in models:
+        load_config(path)
+    _require_folder(options.out)
+
+
+def _require_folder(out: Path) -> None:
+    """Makes the folder; one that holds anything but an earlier analysis is not touched."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry))
+        probe = out / f".{ANALYSIS}.incomplete"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out={str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+    if foreign:
+        raise ConfigError(f"--out={str(out)!r} is in use, it holds {foreign[0]}; choose a new folder")
+
+
+def _is_ours(entry: Path) -> bool:
+    if entry.suffix == ".parquet":
+        return RoutingTable.is_in(entry)
+    return entry.name in (ANALYSIS, PAGE, FIGURES) or entry.name.endswith(".incomplete")
+
+
+def _texts(models: Sequence[Path], options: AnalyzeOptions) -> list[Text]:
+    """The documents that were asked for; by default what these models' runs held out of the standard library."""
+    wanted = [("--data", data) for data in options.data]
+    if options.text is not None:
+        wanted.insert(0, ("--text", glob.escape(str(options.text))))
+    found: list[Text] = []
+    for option, data in wanted or [("--data", STDLIB)]:
+        for source, documents in read_texts(data, option, held_out_fraction(models)).items():
+            name = options.text.name if option == "--text" and options.text is not None else source
+            numbered = [name] if len(documents) == 1 else [f"{name} {n}" for n in range(1, len(documents) + 1)]
+            found += [Text(label, name, document) for label, document in zip(numbered, documents, strict=True)]
+    return found
+
+
+def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console: Console, name: str) -> RoutingTable:
+    model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name)
+        table = collect(
+            model,
+            tokenizer,
+            texts,
+            window=options.window,
+            batch_size=options.batch_size,
+            max_tokens=options.max_tokens,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    return replace(table, facts=replace(table.facts, model=name, fingerprint=fingerprint(path), command=command()))
+
+
+def _require_same_text(tables: dict[str, RoutingTable]) -> None:
+    """Saved tables may have been made from anything; those of different tokenizers cannot be compared that way."""
+    (first, one), *others = tables.items()
+    for name, other in others:
+        same_tokens = other.facts.tokenizer_hash == one.facts.tokenizer_hash
+        if same_tokens and other.facts.text_hash != one.facts.text_hash:
+            raise DataError(f"--table: the tables of {first} and {name} are of different texts; make both from one")
