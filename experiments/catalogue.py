@@ -9,6 +9,10 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
+    "figure4",
+    "figure5",
+    "figure6",
+    "figure_a",
     "sweep_gamma",
     "sweep_beta",
     "sweep_init",

@@ -119,22 +119,36 @@ def length(lab: Lab, variant: Variant) -> str:
 
 def draw(found: Result, figure: "Figure") -> None:
     """Draws the differences by seed with their intervals, above the FFN share that each model reached."""
+    panels(found, figure)
+
+
+def panels(found: Result, figure: "Figure", *before: float) -> "list[Axes]":
+    """Draws into the lower two of a column of panels.
+
+    Args:
+        before: the heights of those above, which stay empty, in inches.
+
+    Returns:
+        Those above.
+    """
     differences, data = found.data["differences"], found.data["models"]
-    figure.set_size_inches(7.2, 1.6 + 0.38 * (len(differences) + len(data)))
-    above, below = figure.subplots(2, 1, height_ratios=[len(differences) + 0.5, len(data) + 0.5])
-    _draw_differences(above, differences)
-    _draw_shares(below, data)
+    heights = [*before, *(0.85 + 0.34 * len(rows) for rows in (differences, data))]
+    figure.set_size_inches(7.2, sum(heights))
+    *above, upper, lower = figure.subplots(len(heights), 1, height_ratios=heights)
+    _draw_differences(upper, differences)
+    _draw_shares(lower, data)
+    return above
 
 
 def _draw_differences(axes: "Axes", differences: dict[str, Any]) -> None:
     from .plots import COLOURS
 
     for place, one in enumerate(differences.values()):
-        if len(one["values"]) > 1:
-            axes.plot([one["low"], one["high"]], [place, place], color=COLOURS[0], linewidth=2, alpha=0.5)
-        axes.plot(one["values"], [place] * len(one["values"]), "o", color=COLOURS[0], markersize=4)
+        interval, seeds = ("95 % interval of the mean", "by seed") if place == 0 else (None, None)
+        axes.plot([one["low"], one["high"]], [place] * 2, color=COLOURS[5], linewidth=2, label=interval)
+        axes.plot(one["values"], [place] * len(one["values"]), "o", color=COLOURS[0], markersize=4, label=seeds)
     axes.axvline(0, color="#666666", linewidth=1)
-    axes.set_xlabel("difference of validation losses (nats per token): each seed, and 95 % interval of the mean")
+    axes.set_xlabel("difference of validation losses (nats per token)")
     _name_rows(axes, differences)
 
 
@@ -142,30 +156,18 @@ def _draw_shares(axes: "Axes", data: dict[str, Any]) -> None:
     from .plots import COLOURS
 
     for place, one in enumerate(data.values()):
+        aim, seeds = ("aimed at", "reached, by seed") if place == 0 else (None, None)
         reached = [100 * share for share in one["ffn_share"].values()]
-        axes.plot(
-            [100 * one["ffn_share_target"]] * 2,
-            [place - 0.35, place + 0.35],
-            color="#666666",
-            linewidth=2,
-            label="aimed at" if place == 0 else None,
-        )
-        axes.plot(
-            reached,
-            [place] * len(reached),
-            "s",
-            color=COLOURS[1],
-            markersize=4,
-            label="reached, by seed" if place == 0 else None,
-        )
+        axes.plot(100 * one["ffn_share_target"], place, "|", color="#666666", markersize=16, mew=2, label=aim)
+        axes.plot(reached, [place] * len(reached), "s", color=COLOURS[1], markersize=4, label=seeds)
     axes.set_xlabel("choices that go to FFN experts (%)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     _name_rows(axes, data)
 
 
 def _name_rows(axes: "Axes", names: dict[str, Any]) -> None:
     axes.set_yticks(range(len(names)), [textwrap.fill(name, 36) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
 
 
 def _label(pair: Pair) -> str:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from moepp.config import EXPERT_TYPES
 from moepp.train import read_metrics
 
-from . import comparison
-from .comparison import compare, length, models
+from .comparison import compare, length, models, panels
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Outcome, Result, Table
@@ -107,10 +106,7 @@ def draw(found: Result, figure: "Figure") -> None:
     """What is dropped, over training, above the differences."""
     from .plots import COLOURS
 
-    above, below = figure.subfigures(2, 1, height_ratios=[2.6, 6.4], squeeze=False)[:, 0]
-    comparison.draw(found, below)
-    figure.set_size_inches(7.2, 9)
-    axes = above.subplots()
+    (axes,) = panels(found, figure, 2.6)
     styles = ["-", "--", "-", "--", ":"]
     for (name, by_seed), colour, style in zip(found.data["dropped"].items(), COLOURS, styles, strict=False):
         curve = {int(step): 100 * share for step, share in _mean_curve(by_seed).items()}

@@ -1,0 +1,43 @@
+"""What the routers of trained models choose on held-out text: what the figures of the routing are made of."""
+
+from collections.abc import Iterable
+
+from moepp.analyze import RoutingTable, Text, collect
+from moepp.evaluate.stdlib_tasks import stdlib_items
+
+from .lab import Lab
+from .variants import VANILLA, Variant
+
+TOKENS = 73_728
+"""Of all sources together; the paper's figures are over more than 60,000."""
+_BATCH = 4096  # tokens
+_TASKS = ("summary", "line", "name")
+
+
+def held_out(lab: Lab) -> list[Text]:
+    """The sources' documents that nobody trained on."""
+    return [
+        Text(f"{source}-{index}", source, text)
+        for source, documents in lab.text.items()
+        for index, text in enumerate(documents)
+    ]
+
+
+def prompts(lab: Lab) -> list[Text]:
+    """What the tasks of the ``stdlib`` evaluation ask; cloze asks what name asks."""
+    fraction = lab.run(VANILLA, lab.scale.seeds[0]).recipe().data.validation_fraction
+    return [
+        Text(f"{task}-{index}", f"task: {task}", item["context"])
+        for task in _TASKS
+        for index, item in enumerate(stdlib_items(task, fraction))
+    ]
+
+
+def route(lab: Lab, variant: Variant, texts: Iterable[Text], tokens: int = TOKENS) -> dict[int, RoutingTable]:
+    """Every choice that each seed's model makes on the texts, in windows of its context."""
+    texts, tables = list(texts), {}
+    for seed in lab.records(variant):
+        model = lab.model(variant, seed)
+        at_once = max(1, _BATCH // model.config.max_position_embeddings)
+        tables[seed] = collect(model, lab.tokenizer(variant, seed), texts, batch_size=at_once, max_tokens=tokens)
+    return tables
