@@ -20,12 +20,10 @@ from .variants import MOEPP
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TOKENS = 147_456
-
 
 def result(lab: Lab) -> Result:
     """The scale's sources and the prompts of its evaluation tasks instead of the paper's tasks."""
-    tables = route(lab, MOEPP, [*held_out(lab), *prompts(lab)], _TOKENS)
+    tables = route(lab, MOEPP, [*held_out(lab), *prompts(lab)])
     loads = {seed: expert_load(table, "source") for seed, table in tables.items()}
     per_token = {}
     for seed, table in tables.items():

@@ -146,21 +146,20 @@ def draw(found: Result, figure: "Figure") -> None:
     figure.set_size_inches(7.2, 4.6)
     left, right = figure.subplots(1, 2)
     names = [name for name in CLASSES if name in found.data["counts"]]
-    for place, name in enumerate(names):
-        values = [one[name] for one in found.data["classes"].values()]
-        left.plot(values, [place] * len(values), "o", color=COLOURS[0], markersize=5)
+    for (seed, values), colour, marker in zip(found.data["classes"].items(), COLOURS, "os^", strict=False):
+        places = [place for place, name in enumerate(names) if name in values]
+        left.plot([values[names[place]] for place in places], places, marker, color=colour, label=f"seed {seed}")
     left.set_yticks(range(len(names)), names, fontsize=8)
-    left.set_title("classes of token, by seed", fontsize=9)
     extremes = found.data["extremes"]
     places = np.arange(len(extremes))
     for place, one in zip(places, extremes, strict=True):
-        right.plot([one["low"], one["high"]], [place] * 2, color=COLOURS[5], linewidth=2)
-        right.plot(one["mean"], place, "o", color=COLOURS[0], markersize=4)
-        right.plot(one["others"], [place] * len(one["others"]), "x", color=COLOURS[1], markersize=4)
+        labels = ("first seed, 95 %", "other seeds") if place == 0 else (None, None)
+        right.plot([one["low"], one["high"]], [place] * 2, "-|", color=COLOURS[0], linewidth=3, label=labels[0])
+        right.plot(one["others"], [place] * len(one["others"]), "x", color=COLOURS[1], markersize=4, label=labels[1])
     right.set_yticks(places, [shown(one["token"]) for one in extremes], fontsize=7, parse_math=False)
-    right.set_title("types at both ends: first seed (o) and others (×)", fontsize=9)
     for axes in (left, right):
         axes.invert_yaxis()
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, fontsize=8, handletextpad=0.3)
         axes.set_xlabel("FFN experts per token and layer")
 
 

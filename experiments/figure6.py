@@ -119,7 +119,7 @@ def draw(found: Result, figure: "Figure") -> None:
         axes.set_title(f"{name} scores", fontsize=9)
         axes.set_xlabel("score (probability of the chosen expert)")
     panels[0].set_ylabel("density")
-    panels[1].legend(fontsize=8)
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2, borderaxespad=0, fontsize=8)
 
 
 EXPERIMENT = Experiment(
