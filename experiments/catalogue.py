@@ -9,6 +9,13 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table_a",
+    "table_b",
+    "table_c",
+    "figure3",
     "figure4",
     "figure5",
     "figure6",
@@ -20,6 +27,11 @@ NAMES = (
     "balance_loss",
     "smallest",
     "same_flops",
+    "context",
+    "perturbation",
+    "batches",
+    "sources",
+    "scores",
 )
 
 

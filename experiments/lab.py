@@ -1,7 +1,8 @@
 """What an experiment asks for: trained models and their numbers, by variant and seed."""
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from moepp.errors import DataError
 from moepp.model import MoEPPForCausalLM, load_model
 from moepp.train import load_recipe
 
+from .evaluated import Questions
 from .paired import Paired, paired
 from .pool import Pool
 from .record import Record
@@ -34,6 +36,8 @@ class Lab:
     checkpoints: tuple[Path, ...] = ()
     """Folders of models that the user gave besides."""
     device: str = "cpu"
+    questions: Questions = field(default_factory=Questions)
+    """What models are scored on besides the loss."""
 
     def run(self, variant: Variant, seed: int) -> Run:
         return Run(self.scale, variant, seed)
@@ -78,8 +82,10 @@ class Lab:
     def blocks(self, length: int) -> dict[str, list[Tensor]]:
         """Held-out text by source in blocks of so many tokens; all of the scale's models have one tokenizer."""
         tokenizer = self.tokenizer(VANILLA, self.scale.seeds[0])
-        found = {}
-        for source, documents in self.text.items():
-            ids = torch.from_numpy(encode(documents, tokenizer).astype("int64"))
-            found[source] = list(ids[: len(ids) // length * length].view(-1, length))
-        return found
+        return {source: cut(documents, tokenizer, length) for source, documents in self.text.items()}
+
+
+def cut(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", length: int) -> list[Tensor]:
+    """The documents' tokens one after the other, as in training, in blocks of so many."""
+    ids = torch.from_numpy(encode(documents, tokenizer).astype("int64"))
+    return list(ids[: len(ids) // length * length].view(-1, length))

@@ -18,6 +18,8 @@ class Scale:
     results: Path
     """Where JSON and plots go."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    layer: str = "7b"
+    """Size of the layer that is timed for Tables A and B: the paper's, whatever is trained."""
 
 
 SCALES = {
