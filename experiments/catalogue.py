@@ -9,6 +9,7 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
+    "scores",
     "table4",
     "table5",
     "table6",
@@ -31,7 +32,6 @@ NAMES = (
     "perturbation",
     "batches",
     "sources",
-    "scores",
 )
 
 

@@ -1,0 +1,219 @@
+"""Table C: what a trained model loses when experts of some types are disabled at inference.
+
+Two things can become of a disabled expert's slot. *Re-routed*: the token takes the expert that the router ranks next,
+and weights follow from what was chosen, so nothing is missing, but an FFN expert may have to do what a copy did.
+*Lost*: the slot stays empty, as when an expert is full. The other slot keeps the weight it had: under
+``combine="renormalize"`` the token's weights then no longer sum to one, and the layer adds less to the residual stream.
+(Dividing again would be a third thing: the one expert left would count for two.) Losing zero experts changes nothing
+by construction, which is the control.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from moepp.config import ExpertLayout, ExpertType
+from moepp.layers import Routing, RoutingStats
+from moepp.layers.capacity import apply_keep
+from moepp.model import MoEPPForCausalLM
+
+from . import paper
+from .compare import all_agree, differences, draw_differences, plus_minus
+from .experiment import Experiment
+from .lab import Lab
+from .paired import Paired, interval
+from .result import Claim, Result, Table
+from .text import nats
+from .variants import MOEPP
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS: tuple[ExpertType, ...] = ("zero", "copy", "constant")
+ALL, NONE_LEFT = "all", "−all three"
+WAYS = ("re-routed", "lost")
+_BLOCKS = 32
+"""Of each source's held-out text."""
+_BATCH = 8
+
+
+def disabled_types(name: str) -> list[ExpertType]:
+    """Of a row of the paper's table: ``−zero, copy``."""
+    if name == NONE_LEFT:
+        return list(KINDS)
+    return [kind for kind in KINDS if kind in name]
+
+
+def intervention(way: str, kinds: list[ExpertType], layout: ExpertLayout, device: str) -> dict[str, Any]:
+    """Arguments of the model's forward that disable all experts of these types."""
+    ids = torch.tensor([expert for kind in kinds for expert in layout.indices(kind)], dtype=torch.long, device=device)
+    if way == "re-routed":
+        bias = torch.zeros(layout.num_experts, device=device)
+        return {"selection_bias": bias.index_fill(0, ids, -torch.inf)}
+
+    def lose(routing: Routing) -> Routing:
+        return apply_keep(routing, routing.kept & ~torch.isin(routing.expert, ids))
+
+    return {"routing_edit": lose}
+
+
+def result(lab: Lab) -> Result:
+    """Both ways for all of the paper's rows."""
+    seeds = list(lab.records(MOEPP))
+    data: dict[str, Any] = {way: {name: {"loss": {}, "ffn_per_token": {}} for name in paper.TABLE_C} for way in WAYS}
+    shares: dict[ExpertType, list[float]] = {kind: [] for kind in KINDS}
+    for seed, model, blocks in track(_models(lab, seeds), "disabling experts", len(seeds), console=lab.pool.console):
+        layout = model.config.moe.layout()
+        for way in WAYS:
+            for name, into in data[way].items():
+                how = intervention(way, disabled_types(name), layout, lab.device)
+                losses, stats = _measure(model, blocks, how)
+                into["loss"][seed] = losses | {"mean": statistics.fmean(losses.values())}
+                into["ffn_per_token"][seed] = statistics.fmean(one.ffn_per_token(layout) for one in stats)
+                if not disabled_types(name) and way == WAYS[0]:
+                    for kind in KINDS:
+                        shares[kind].append(statistics.fmean(one.shares(layout)[kind] for one in stats))
+    data["shares"] = shares
+    return Result(tables=_tables(data), claims=_claims(data), limits=_limits(lab, data), data=data)
+
+
+def _models(lab: Lab, seeds: list[int]) -> Iterator[tuple[int, MoEPPForCausalLM, dict[str, Tensor]]]:
+    for seed in seeds:
+        all_ = lab.blocks(lab.run(MOEPP, seed).recipe().data.sequence_length)
+        yield seed, lab.model(MOEPP, seed), {name: _spread(blocks).to(lab.device) for name, blocks in all_.items()}
+
+
+def _spread(blocks: list[Tensor]) -> Tensor:
+    count = min(_BLOCKS, len(blocks))
+    return torch.stack([blocks[index * len(blocks) // count] for index in range(count)])
+
+
+def _measure(
+    model: MoEPPForCausalLM, blocks: Mapping[str, Tensor], how: Mapping[str, Any]
+) -> tuple[dict[str, float], list[RoutingStats]]:
+    """Nats per token by source, and each layer's counts over all of them."""
+    losses, totals = {}, []
+    with torch.inference_mode():
+        for source, all_ in blocks.items():
+            nats_ = 0.0
+            for batch in all_.split(_BATCH):
+                out = model(input_ids=batch, labels=batch, use_cache=False, **how)
+                nats_ += float(out.lm_loss) * len(batch)
+                stats = out.routing_stats
+                totals = [a + b for a, b in zip(totals, stats, strict=True)] if totals else list(stats)
+            losses[source] = nats_ / len(all_)
+    return losses, totals
+
+
+def change(data: Mapping[str, Any], way: str, name: str, *, base: str = ALL, source: str = "mean") -> Paired:
+    """Of the loss, in nats per token, paired by seed."""
+    ours, theirs = (data[way][row]["loss"] for row in (name, base))
+    return interval([one[source] - theirs[seed][source] for seed, one in ours.items()])
+
+
+def _tables(data: Mapping[str, Any]) -> list[Table]:
+    every = [name for name in paper.TABLE_C if name != ALL]
+    sources = [source for source in next(iter(data[WAYS[0]][ALL]["loss"].values())) if source != "mean"]
+
+    def mean(way: str, name: str, source: str = "mean") -> float:
+        return statistics.fmean(one[source] for one in data[way][name]["loss"].values())
+
+    def ffn(way: str, name: str) -> float:
+        return statistics.fmean(data[way][name]["ffn_per_token"].values())
+
+    rows = [[ALL, f"{paper.TABLE_C[ALL]:.1f}", ""]]
+    for way in WAYS:
+        rows[0] += [f"{mean(way, ALL):.4f}", f"{ffn(way, ALL):.3f}"]
+    for name in every:
+        share = sum(statistics.fmean(data["shares"][kind]) for kind in disabled_types(name))
+        row = [name, f"{paper.TABLE_C[name]:.1f}", f"{share:.1%}"]
+        for way in WAYS:
+            moved = change(data, way, name)
+            row += [nats(moved) if any(moved.values) else "0", f"{ffn(way, name):.3f}"]
+        rows.append(row)
+    head = ["", "the paper: WinoGrande", "choices disabled"]
+    head += [text for way in WAYS for text in (f"{way}: loss − all's, 95 %", "FFN experts per token")]
+    by_source = [[ALL, *(f"{mean(WAYS[0], ALL, source):.4f}" for _ in WAYS for source in sources)]]
+    by_source += [
+        [name, *(plus_minus(change(data, way, name, source=source)) for way in WAYS for source in sources)]
+        for name in every
+    ]
+    return [
+        Table("Measured, beside the paper's", head, rows, "Loss: nats per token of held-out text."),
+        Table("By source", ["", *(f"{way}: {source}" for way in WAYS for source in sources)], by_source),
+    ]
+
+
+def _claims(data: Mapping[str, Any]) -> list[Claim]:
+    claims = []
+    for way in WAYS:
+        # A zero expert that is lost leaves what it was: nothing.
+        matter = [name for name in paper.TABLE_C if name != ALL and (way != "lost" or disabled_types(name) != ["zero"])]
+        found = {name: change(data, way, name) for name in matter}
+        worst = max(found, key=lambda name: found[name].mean)
+        least = min(found, key=lambda name: found[name].mean)
+        claims.append(
+            Claim(
+                f"Disabling any type of zero-computation expert costs quality, the slots being {way}.",
+                all_agree(list(found.values()), "higher"),
+                f"From {nats(found[least])} ({least}) to {nats(found[worst])} ({worst}).",
+            )
+        )
+        single = [change(data, way, NONE_LEFT, base=name) for name in matter if len(disabled_types(name)) == 1]
+        claims.append(
+            Claim(
+                f"Disabling all three costs more than any one of them, the slots being {way}.",
+                all_agree(single, "higher"),
+                f"More by {min(one.mean for one in single):+.4f} to {max(one.mean for one in single):+.4f}.",
+            )
+        )
+    return claims
+
+
+def _limits(lab: Lab, data: Mapping[str, Any]) -> list[str]:
+    combine = lab.run(MOEPP, lab.scale.seeds[0]).recipe().model.get("combine")
+    return [
+        "The paper does not say what becomes of a disabled expert's slot; it scores WinoGrande, at which small models "
+        "guess, so ours is the loss on held-out text.",
+        f"Lost: the other slot keeps the weight that combine={combine} gave it among both, as when an expert is full; "
+        "dividing again would make the one expert left count for two. A lost zero expert changes nothing by "
+        "construction: those differences are 0, and rows that differ by zero alone are equal.",
+        "Re-routed: a slot may fall to an FFN expert, so that the model computes more, not less; see FFN experts per "
+        "token.",
+        "The models were trained with all types; what a model trained without one loses is Table 5's question.",
+    ]
+
+
+def draw(found: Result, figure: "Figure") -> None:
+    """What each disabling costs, both ways."""
+    from .plots import COLOURS
+
+    axes = figure.subplots()
+    for way, colour, marker, shift in zip(WAYS, COLOURS, "os", (-0.15, 0.15), strict=False):
+        loss = {
+            name: {seed: sources["mean"] for seed, sources in row["loss"].items()}
+            for name, row in found.data[way].items()
+        }
+        rows = {name: differences(values, loss[ALL]) for name, values in loss.items() if name != ALL}
+        draw_differences(axes, rows, colour=colour, marker=marker, shift=shift)
+        axes.plot([], [], marker + "-", color=colour, label=f"slots {way}")
+    axes.set_xlabel("validation loss − with all experts (nats per token)")
+    axes.legend()
+
+
+EXPERIMENT = Experiment(
+    name="table_c",
+    title="Table C: experts disabled at inference, their slots re-routed or lost",
+    variants=[MOEPP],
+    result=result,
+    draw=draw,
+)
+
+if __name__ == "__main__":
+    from .entry import main
+
+    main(EXPERIMENT.name)
