@@ -3,15 +3,13 @@
 from collections.abc import Iterable
 
 from moepp.analyze import RoutingTable, Text, collect
-from moepp.evaluate.stdlib_tasks import stdlib_items
 
 from .lab import Lab
-from .variants import VANILLA, Variant
+from .variants import Variant
 
 TOKENS = 24_576
 """Of each source, three of which are more than the 60,000 of the paper's figures."""
 _BATCH = 4096  # tokens
-_TASKS = ("summary", "line", "name")
 
 
 def held_out(lab: Lab) -> list[Text]:
@@ -24,12 +22,11 @@ def held_out(lab: Lab) -> list[Text]:
 
 
 def prompts(lab: Lab) -> list[Text]:
-    """What the tasks of the ``stdlib`` evaluation ask; cloze asks what name asks."""
-    fraction = lab.run(VANILLA, lab.scale.seeds[0]).recipe().data.validation_fraction
+    """What the tasks that models are scored on ask."""
     return [
-        Text(f"{task}-{index}", f"task: {task}", item["context"])
-        for task in _TASKS
-        for index, item in enumerate(stdlib_items(task, fraction))
+        Text(f"{task}-{index}", f"task: {task}", text)
+        for task, asked in lab.questions.prompts().items()
+        for index, text in enumerate(asked)
     ]
 
 
