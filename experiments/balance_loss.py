@@ -4,10 +4,10 @@ Without capacity, tau occurs in Eq. 7 alone: with eta = 1 for all experts it *is
 """
 
 from . import paper
-from .comparison import compare, draw, length, models, share_difference
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Result, Table
+from .sweep import compare_pairs, draw, length, models, share_difference
 from .text import agreement, nats
 from .variants import MOEPP, VANILLA, with_tau
 
@@ -18,7 +18,7 @@ PAIRS = [(UNIFORM, VANILLA), *((with_tau(tau), UNIFORM) for tau in TAUS)]
 
 def result(lab: Lab) -> Result:
     """tau = 1 against the recipe's .75, and .5."""
-    found = compare(lab, PAIRS, flops_over=VANILLA)
+    found = compare_pairs(lab, PAIRS, flops_over=VANILLA)
     fewer, loss = share_difference(lab, MOEPP, UNIFORM), lab.difference(MOEPP, UNIFORM)
     aims = {name: one["ffn_share_target"] for name, one in found.data["models"].items()}
     claims = [

@@ -1,9 +1,9 @@
 """The paper's own values, which the scale's recipe departs from: which departure matters, and who wins under them."""
 
-from .comparison import compare, draw, length, models
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Result
+from .sweep import compare_pairs, draw, length, models
 from .text import agreement, nats
 from .variants import MOEPP, VANILLA, as_published, with_probabilities
 
@@ -18,7 +18,7 @@ PAIRS = [
 
 def result(lab: Lab) -> Result:
     """All three values, and the weights alone."""
-    found = compare(lab, PAIRS, flops_over=TWIN)
+    found = compare_pairs(lab, PAIRS, flops_over=TWIN)
     settings = ("with the paper's values", "with the paper's weights alone", "with the recipe's values")
     contests = [lab.difference(*pair) for pair in (PAIRS[1], PAIRS[2], PAIRS[0])]
     claims = [

@@ -1,9 +1,9 @@
 """What else could be done with the FLOPs of MoE++ at tau = .75: some 1.2 FFN experts a token."""
 
-from .comparison import compare, draw, length, models
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Result
+from .sweep import compare_pairs, draw, length, models
 from .text import agreement, nats
 from .variants import MOEPP, NULL, SHARED, THIN, TOP_1, VANILLA
 
@@ -14,7 +14,7 @@ PAIRS = [(BASE, other) for other in (TWIN, *OTHERS)]
 
 def result(lab: Lab) -> Result:
     """MoE++ against thinner experts, top-1, null experts and a shared expert."""
-    found = compare(lab, PAIRS, flops_over=TWIN)
+    found = compare_pairs(lab, PAIRS, flops_over=TWIN)
     spent = {name: one["expert_flops"] for name, one in found.data["models"].items()}
     claims = []
     for other in OTHERS:

@@ -2,10 +2,10 @@
 
 import statistics
 
-from .comparison import compare, draw, length, models, shares
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Result
+from .sweep import compare_pairs, draw, length, models, shares
 from .text import agreement, nats
 from .variants import DENSE, DENSE_THIN, ONE_OR_COPY, ONE_OR_ZERO
 
@@ -15,7 +15,7 @@ PAIRS = [(DENSE_THIN, DENSE), *((ours, dense) for ours in OURS for dense in (DEN
 
 def result(lab: Lab) -> Result:
     """Top-1: a token computes, or it does not."""
-    found = compare(lab, PAIRS, flops_over=DENSE)
+    found = compare_pairs(lab, PAIRS, flops_over=DENSE)
     spent = {name: one["expert_flops"] for name, one in found.data["models"].items()}
     claims = []
     for ours in OURS:

@@ -2,11 +2,11 @@
 
 import statistics
 
-from .comparison import compare, draw, length, models, shares
 from .experiment import Experiment
 from .lab import Lab
 from .paired import paired
 from .result import Claim, Result
+from .sweep import compare_pairs, draw, length, models, shares
 from .text import agreement, nats
 from .variants import BETAS, MOEPP, Variant, with_beta
 
@@ -16,7 +16,7 @@ PAIRS = [(with_beta(beta), BASE) for beta in BETAS]
 
 def result(lab: Lab) -> Result:
     """Weaker and stronger than the recipe's .05."""
-    found = compare(lab, PAIRS, flops_over=BASE)
+    found = compare_pairs(lab, PAIRS, flops_over=BASE)
     weak, strong = (with_beta(beta) for beta in BETAS)
     nearer = paired(_distance(lab, weak), _distance(lab, BASE))
     cost, more = lab.difference(BASE, weak), lab.difference(strong, BASE)

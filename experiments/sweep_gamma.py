@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from moepp.config import EXPERT_TYPES
 from moepp.train import read_metrics
 
-from .comparison import compare, length, models, panels
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Outcome, Result, Table
+from .sweep import compare_pairs, length, models, panels
 from .text import agreement, nats
 from .variants import GAMMAS, MOEPP, VANILLA, Variant, as_published, with_gamma
 
@@ -30,7 +30,7 @@ PROBE = (0.15, 0.40)
 
 def result(lab: Lab) -> Result:
     """Losses, and the assignments dropped while training."""
-    found = compare(lab, PAIRS, flops_over=TWIN)
+    found = compare_pairs(lab, PAIRS, flops_over=TWIN)
     lost = {one.name: _dropped(lab, one) for one in LIMITED}
     rows = []
     for one in LIMITED:

@@ -1,9 +1,9 @@
 """The paper gives no initialisation of v (Eq. 5) and W^g (Eq. 6): the released code's, and ours."""
 
-from .comparison import compare, draw, length, models
 from .experiment import Experiment
 from .lab import Lab
 from .result import Claim, Result, Table
+from .sweep import compare_pairs, draw, length, models
 from .text import agreement, nats
 from .variants import MOEPP, NORMAL_CONSTANTS, NORMAL_RESIDUAL
 
@@ -23,7 +23,7 @@ PROBE = Table(
 
 def result(lab: Lab) -> Result:
     """The recipe has v ~ N(0, .02²) and W^g = 0."""
-    found = compare(lab, PAIRS, flops_over=BASE)
+    found = compare_pairs(lab, PAIRS, flops_over=BASE)
     constants, residual = (lab.difference(*pair) for pair in PAIRS)
     claims = [
         Claim("v ~ N(0, 1) costs loss against N(0, .02²).", agreement(constants, "higher"), nats(constants)),

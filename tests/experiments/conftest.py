@@ -1,3 +1,6 @@
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 from experiments import routed
@@ -7,9 +10,11 @@ from .toy import toy_lab
 
 
 @pytest.fixture(scope="package")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """One pool for all tests, which train in it what they need."""
-    return toy_lab(tmp_path_factory.mktemp("experiments"))
+    gc.freeze()  # every training ends with a collection, which looks through all that is imported: half of its time
+    yield toy_lab(tmp_path_factory.mktemp("experiments"))
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

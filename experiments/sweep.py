@@ -1,4 +1,4 @@
-"""Models against models, seed by seed: the tables and the drawing of sweeps."""
+"""Pairs of models, seed by seed: the tables and the drawing of sweeps."""
 
 import statistics
 import textwrap
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .compare import draw_differences
 from .lab import Lab
 from .paired import Paired, paired
 from .record import Record
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_WRAP = 36  # characters of a row's name
+
 Pair = tuple[Variant, Variant]
 """Whose loss, less whose."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compared:
     """What is known of some pairs of models."""
 
     tables: list[Table]
@@ -34,7 +37,7 @@ def models(pairs: Sequence[Pair]) -> list[Variant]:
     return list(dict.fromkeys(one for pair in pairs for one in reversed(pair)))
 
 
-def compare(lab: Lab, pairs: Sequence[Pair], *, flops_over: Variant) -> Comparison:
+def compare_pairs(lab: Lab, pairs: Sequence[Pair], *, flops_over: Variant) -> Compared:
     """Every model's numbers, and every pair's difference of the final validation losses."""
     unit = _mean(lab, flops_over, lambda one: one.expert_flops)
     rows, data = [], {}
@@ -74,7 +77,7 @@ def compare(lab: Lab, pairs: Sequence[Pair], *, flops_over: Variant) -> Comparis
         f"{flops_over.name}."
     )
     differences = {_label(pair): lab.difference(*pair) for pair in pairs}
-    return Comparison(
+    return Compared(
         [
             Table("Measured", head, rows, note),
             Table(
@@ -131,25 +134,19 @@ def panels(found: Result, figure: "Figure", *before: float) -> "list[Axes]":
     Returns:
         Those above.
     """
+    from .plots import COLOURS
+
     differences, data = found.data["differences"], found.data["models"]
     heights = [*before, *(0.85 + 0.34 * len(rows) for rows in (differences, data))]
     figure.set_size_inches(7.2, sum(heights))
     *above, upper, lower = figure.subplots(len(heights), 1, height_ratios=heights)
-    _draw_differences(upper, differences)
+    rows = {textwrap.fill(label, _WRAP): one["values"] for label, one in differences.items()}
+    draw_differences(upper, rows, colour=COLOURS[0])
+    upper.set_xlabel("validation loss, first − second (nats per token)")
     _draw_shares(lower, data)
+    for axes in (upper, lower):
+        axes.tick_params("y", labelsize=8)
     return above
-
-
-def _draw_differences(axes: "Axes", differences: dict[str, Any]) -> None:
-    from .plots import COLOURS
-
-    for place, one in enumerate(differences.values()):
-        interval, seeds = ("95 % interval of the mean", "by seed") if place == 0 else (None, None)
-        axes.plot([one["low"], one["high"]], [place] * 2, color=COLOURS[5], linewidth=2, label=interval)
-        axes.plot(one["values"], [place] * len(one["values"]), "o", color=COLOURS[0], markersize=4, label=seeds)
-    axes.axvline(0, color="#666666", linewidth=1)
-    axes.set_xlabel("difference of validation losses (nats per token)")
-    _name_rows(axes, differences)
 
 
 def _draw_shares(axes: "Axes", data: dict[str, Any]) -> None:
@@ -161,12 +158,8 @@ def _draw_shares(axes: "Axes", data: dict[str, Any]) -> None:
         axes.plot(100 * one["ffn_share_target"], place, "|", color="#666666", markersize=16, mew=2, label=aim)
         axes.plot(reached, [place] * len(reached), "s", color=COLOURS[1], markersize=4, label=seeds)
     axes.set_xlabel("choices that go to FFN experts (%)")
-    _name_rows(axes, data)
-
-
-def _name_rows(axes: "Axes", names: dict[str, Any]) -> None:
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 36) for name in names], fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(data)), [textwrap.fill(name, _WRAP) for name in data])
+    axes.set_ylim(len(data) - 0.5, -0.5)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
 
 
