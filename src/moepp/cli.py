@@ -149,7 +149,7 @@ def evaluate(
 
 @app.command()
 def analyze(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Saved models' folders.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Saved models' folders.")],
     text: Annotated[Path | None, typer.Option(help="A file of text.", show_default="stdlib's held-out part")] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="DATA", help="Text, JSONL or Parquet files (a pattern), or stdlib.")

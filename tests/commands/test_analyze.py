@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from moepp import cli
@@ -28,6 +26,9 @@ from moepp.evaluate import VALIDATION_FRACTION
 
 from ..saved import save_tiny
 from ..train.tiny import recipe_of, write_recipe
+
+pa = pytest.importorskip("pyarrow")  # where `make gpu` only collects
+pq = pytest.importorskip("pyarrow.parquet")
 
 PROSE = "the token takes the copy expert and the constant\n" * 12
 CODE = "def main(args):\n    return 0\n" * 9
@@ -135,6 +136,7 @@ def test_the_summary_shows_a_column_for_each_model(analysed: Outcome, folder: Pa
     table = RoutingTable.read(folder / "out" / "moepp.parquet")
     assert rows["tokens"] == ["400", "400"]
     assert rows["FFN experts per token"] == [f"{experts_per_token(table).mean[0]:.3f}", "2.000"]
+    assert rows["seen at once"] == ["64", "64"]
     assert rows["aimed at"] == ["0.857", "2.000"]
     assert rows["zero experts per token"] == [f"{experts_per_token(table, 'zero').mean[0]:.3f}"]
     assert rows["loss, nats per token"][0] == f"{np.nanmean(table.loss):.3f}"
@@ -234,7 +236,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["{tmp}"],
         r"\S+ is of a model of type 'mixtral', without MoE\+\+ layers",
     ),
-    "one model twice": (nothing, ["{moepp}", "{moepp}"], r"MODEL: one folder is given twice; give each once$"),
+    "one model twice": (
+        nothing,
+        ["{moepp}", "{moepp}"],
+        r"MODEL: one folder is given twice, or the names cannot be told apart; give each once$",
+    ),
     "a text shorter than a window": (
         lambda tmp: (tmp / "short.txt").write_text("return 0"),
         ["{moepp}", "--text", "{tmp}/short.txt", "--window", "64"],

@@ -62,14 +62,14 @@ def encode_texts(texts: Iterable[Text], tokenizer: "PreTrainedTokenizerBase", ma
     """
     sizes: dict[str, int] = {}
     read: list[tuple[Document, np.ndarray]] = []
-    for text in texts:
-        size = sizes.setdefault(text.source, 0)
+    for name, source, text in texts:
+        size = sizes.setdefault(source, 0)
         if max_tokens is not None and size >= max_tokens:
             continue
-        content = text.text if max_tokens is None else text.text[: _CHARACTERS * max_tokens]
+        content = text if max_tokens is None else text[: _CHARACTERS * max_tokens]
         ids = encode([content], tokenizer)[:-1].astype(np.int32)
-        sizes[text.source] += len(ids)
-        read.append((Document(text.name, text.source), ids))
+        sizes[source] += len(ids)
+        read.append((Document(name, source), ids))
     room = dict(zip(sizes, _parts([*sizes.values()], max_tokens), strict=True))
     documents, taken = [], []
     for document, ids in read:
@@ -93,14 +93,19 @@ def check_window(encoded: Encoded, window: int | None, context: int) -> int:
     longest = max(map(len, encoded.ids))
     if window is None:
         return min(context, longest)
-    if not 1 <= window <= context:
-        raise ConfigError(f"--window={window} is outside [1, {context}], the model's context; lower it")
+    require_context(window, context)
     if longest < window:
         raise DataError(
             f"--window={window} is more than the {longest} tokens of the longest document; lower it, leave it out, or "
             "give more text"
         )
     return window
+
+
+def require_context(window: int, context: int) -> None:
+    """Raises ConfigError for a window that the model cannot see at once."""
+    if not 1 <= window <= context:
+        raise ConfigError(f"--window={window} is outside [1, {context}], the model's context; lower it")
 
 
 def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int]) -> dict[int, str]:

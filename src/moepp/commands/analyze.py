@@ -11,6 +11,7 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from ..analyze import RoutingTable, Text, collect, fingerprint
+from ..analyze.text import require_context
 from ..bench import command, facts
 from ..errors import ConfigError, DataError
 from ..files import replacing
@@ -49,39 +50,20 @@ def run_analyze(models: Sequence[Path], options: AnalyzeOptions) -> None:
     _check(models, options)
     console = Console()
     logging.disable_progress_bar()
-    if options.tables:
-        pairs = zip(models, options.tables, strict=True)
-        tables = {n: RoutingTable.read(t, fingerprint=fingerprint(m)) for n, (m, t) in zip(names, pairs, strict=True)}
-        _require_same_text(tables)
-    else:
-        with console.status("reading the text"):
-            texts = _texts(models, options)
-        tables = {}
-        for name, path in zip(names, models, strict=True):
-            tables[name] = _collect(path, texts, options, console, name)
-            tables[name].write(options.out / f"{name}.parquet")
-    report = facts() | {"tables": {name: analysis(table) for name, table in tables.items()}}
-    file = options.out / ANALYSIS
-    try:
-        with replacing(file) as incomplete:
-            incomplete.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror}; choose another --out") from error
+    tables = _read(models, names, options) if options.tables else _run(models, names, options, console)
     print_summary(tables, console)
+    _write(tables, options.out)
     console.print(f"written to {options.out}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _names(models: Sequence[Path]) -> list[str]:
     """What each model is called: its folder's name, with as many of those above it as tell them apart."""
     parts = [path.resolve().parts[1:] for path in models]
-    if len(set(parts)) < len(parts):
-        raise ConfigError("MODEL: one folder is given twice; give each once")
-    length = 1
-    while len(names := {"-".join(part[-length:]) for part in parts}) < len(parts) and length < max(map(len, parts)):
-        length += 1
-    if len(names) < len(parts):
-        raise ConfigError("MODEL: the folders' names cannot be told apart; rename one")
-    return ["-".join(part[-length:]) for part in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("MODEL: one folder is given twice, or the names cannot be told apart; give each once")
 
 
 def _check(models: Sequence[Path], options: AnalyzeOptions) -> None:
@@ -94,7 +76,9 @@ def _check(models: Sequence[Path], options: AnalyzeOptions) -> None:
             f"--table is given {len(options.tables)} times for {len(models)} models; give one for each, in their order"
         )
     for path in models:
-        load_config(path)
+        config = load_config(path)
+        if options.window is not None:
+            require_context(options.window, config.max_position_embeddings)
     _require_folder(options.out)
 
 
@@ -132,11 +116,26 @@ def _texts(models: Sequence[Path], options: AnalyzeOptions) -> list[Text]:
     return found
 
 
+def _run(
+    models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions, console: Console
+) -> dict[str, RoutingTable]:
+    """Each model's table, saved before the next model runs."""
+    with console.status("reading the text"):
+        texts = _texts(models, options)
+    tables = {}
+    for name, path in zip(names, models, strict=True):
+        table = _collect(path, texts, options, console, name)
+        about = {"model": name, "fingerprint": fingerprint(path), "command": command()}
+        tables[name] = replace(table, facts=replace(table.facts, **about))
+        tables[name].write(options.out / f"{name}.parquet")
+    return tables
+
+
 def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console: Console, name: str) -> RoutingTable:
     model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name)
-        table = collect(
+        return collect(
             model,
             tokenizer,
             texts,
@@ -145,7 +144,13 @@ def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console
             max_tokens=options.max_tokens,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    return replace(table, facts=replace(table.facts, model=name, fingerprint=fingerprint(path), command=command()))
+
+
+def _read(models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions) -> dict[str, RoutingTable]:
+    files = zip(names, models, options.tables, strict=True)
+    tables = {name: RoutingTable.read(file, fingerprint=fingerprint(model)) for name, model, file in files}
+    _require_same_text(tables)
+    return tables
 
 
 def _require_same_text(tables: dict[str, RoutingTable]) -> None:
@@ -155,3 +160,14 @@ def _require_same_text(tables: dict[str, RoutingTable]) -> None:
         same_tokens = other.facts.tokenizer_hash == one.facts.tokenizer_hash
         if same_tokens and other.facts.text_hash != one.facts.text_hash:
             raise DataError(f"--table: the tables of {first} and {name} are of different texts; make both from one")
+
+
+def _write(tables: dict[str, RoutingTable], out: Path) -> None:
+    """What the tables say."""
+    report = facts() | {"tables": {name: analysis(table) for name, table in tables.items()}}
+    file = out / ANALYSIS
+    try:
+        with replacing(file) as incomplete:
+            incomplete.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror}; choose another --out") from error

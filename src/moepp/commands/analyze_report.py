@@ -81,6 +81,7 @@ def _column(table: RoutingTable) -> dict[str, str]:
     aim = table.top_k * load_aim(table.layout, table.facts.tau)[: table.layout.ffn].sum()
     return {
         "tokens": f"{table.num_tokens:,}",
+        "  seen at once": f"{table.facts.window:,}",
         "loss, nats per token": _number(mean_loss(table)),
         "FFN experts per token": _number(experts_per_token(table).mean[0]),
         "  aimed at": _number(aim),
