@@ -62,6 +62,8 @@ def moe_layer(
         row = torch.zeros_like(token)
         for e, w in zip(chosen[t], weights[t], strict=True):
             row = row + w * run_expert(parameters, config, e, config.input_scale * token)
+        for s in range(config.num_shared_experts if real[t] else 0):
+            row = row + shared_expert(parameters, config, s, config.input_scale * token)
         rows.append(row)
     return Result(
         output=torch.stack(rows),
@@ -156,6 +158,14 @@ def run_expert(parameters: Mapping[str, Tensor], config: MoEConfig, expert: int,
         alpha = softmax(parameters["zero_computation.mix"][c] @ token)
         return alpha[0] * token + alpha[1] * parameters["zero_computation.constant"][c]
     return swiglu(parameters["experts.gate_up_proj"][expert], parameters["experts.down_proj"][expert], token)
+
+
+def shared_expert(parameters: Mapping[str, Tensor], config: MoEConfig, number: int, token: Tensor) -> Tensor:
+    """One of the shared experts, which are stored side by side in one network."""
+    width = config.intermediate_size
+    own = slice(number * width, (number + 1) * width)
+    gate, up = parameters["shared_experts.gate_up_proj"][0].tensor_split(2)
+    return swiglu(torch.cat([gate[own], up[own]]), parameters["shared_experts.down_proj"][0][:, own], token)
 
 
 def swiglu(gate_up: Tensor, down: Tensor, token: Tensor) -> Tensor:

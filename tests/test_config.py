@@ -20,7 +20,7 @@ PAPER = MoEConfig(hidden_size=768, intermediate_size=2048, num_ffn_experts=8)
         ],
         *[
             ({f"num_{kind}_experts": value}, rf"^moe\.num_{kind}_experts={value!r} must be an integer >= 0$")
-            for kind in ("constant", "copy", "zero")
+            for kind in ("constant", "copy", "zero", "shared")
             for value in (-1, 1.0, False)
         ],
         ({"top_k": 13}, r"^moe\.top_k=13 exceeds the 12 experts of this layer; lower top_k or add experts$"),
@@ -122,6 +122,13 @@ def test_vanilla_is_the_same_ffn_experts_and_nothing_else() -> None:
     kept = {"hidden_size", "intermediate_size", "num_ffn_experts", "top_k", "tau", "capacity_factor", "combine"}
     assert all(getattr(vanilla, name) == getattr(PAPER, name) for name in kept)
     assert vanilla.vanilla() == vanilla
+
+
+def test_shared_experts_are_outside_the_layout_and_stay_in_the_vanilla_twin() -> None:
+    shared = dataclasses.replace(PAPER, num_shared_experts=2)
+    assert shared.layout() == PAPER.layout()
+    assert shared.ffn_share() == PAPER.ffn_share()
+    assert shared.vanilla() == dataclasses.replace(PAPER.vanilla(), num_shared_experts=2)
 
 
 @pytest.mark.parametrize(("tau", "share"), [(0.1, 1 / 6), (0.25, 1 / 3), (0.5, 0.5), (0.75, 0.6), (1.0, 2 / 3)])

@@ -64,6 +64,8 @@ class MoEConfig:
         num_constant_experts: experts of Eq. 5 (replace).
         num_copy_experts: experts of Eq. 4 (skip).
         num_zero_experts: experts of Eq. 3 (discard).
+        num_shared_experts: FFN experts of the same width that every token goes through besides, with weight 1; the
+            router, the balance loss and capacity know nothing of them, and they have no place in the layout.
         top_k: K, the experts each token chooses.
         tau: share of a zero-computation expert's load that an FFN expert is meant to take (Eq. 7, Eq. 8).
         capacity_factor: gamma of Eq. 8 in training; ``None`` keeps every assignment.
@@ -87,6 +89,7 @@ class MoEConfig:
     num_constant_experts: int = 2
     num_copy_experts: int = 1
     num_zero_experts: int = 1
+    num_shared_experts: int = 0
     top_k: int = 2
     tau: float = 0.75
     capacity_factor: float | None = 1.1
@@ -103,7 +106,7 @@ class MoEConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_ffn_experts", "top_k"):
             self._require(name, is_int(getattr(self, name)) and getattr(self, name) >= 1, "must be an integer >= 1")
-        for name in ("num_constant_experts", "num_copy_experts", "num_zero_experts"):
+        for name in ("num_constant_experts", "num_copy_experts", "num_zero_experts", "num_shared_experts"):
             self._require(name, is_int(getattr(self, name)) and getattr(self, name) >= 0, "must be an integer >= 0")
         experts = self.layout().num_experts
         if self.top_k > experts:
@@ -133,7 +136,7 @@ class MoEConfig:
             raise ConfigError(f"moe.{field}={getattr(self, field)!r} {rule}")
 
     def layout(self) -> ExpertLayout:
-        """Index -> type of this layer's experts."""
+        """Index -> type of the experts that this layer's router chooses from."""
         return ExpertLayout(
             ffn=self.num_ffn_experts,
             constant=self.num_constant_experts,
@@ -142,7 +145,10 @@ class MoEConfig:
         )
 
     def vanilla(self) -> "MoEConfig":
-        """The paper's baseline (Eq. 2): the same FFN experts and nothing else."""
+        """The paper's baseline (Eq. 2): the same FFN experts, routed and shared, and nothing else.
+
+        Shared experts are no part of what MoE++ adds, and stay: the twin differs in what MoE++ adds alone.
+        """
         return dataclasses.replace(
             self, num_constant_experts=0, num_copy_experts=0, num_zero_experts=0, gating_residual=False
         )

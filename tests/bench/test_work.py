@@ -5,7 +5,7 @@ import torch
 
 from moepp import MoEConfig
 from moepp.bench import capture_work, run_experts, synthetic_work
-from moepp.bench.work import exact_share_routing
+from moepp.bench.work import exact_share_routing, on_backend, vanilla_twin
 from moepp.model import MoEPPForCausalLM, preset
 
 
@@ -61,3 +61,25 @@ def test_ffn_per_token_counts_what_is_kept() -> None:
     # 4 FFN experts at tau .75 against 4 others: 3/7 of 140 choices are 60, of 70 tokens.
     assert item.ffn_per_token == pytest.approx(60 / 70)
     run_experts([item])
+
+
+def test_shared_experts_count_as_work_but_not_as_routed_experts() -> None:
+    ids = torch.randint(0, 512, (1, 70))
+    item, shared = (
+        synthetic_work(capture_work(MoEPPForCausalLM(preset("debug", num_shared_experts=n)), input_ids=ids))[0]
+        for n in (0, 2)
+    )
+    assert shared.ffn_per_token == item.ffn_per_token
+    assert shared.ffn_flops - item.ffn_flops == 70 * 2 * 6 * 64 * 128
+    assert shared.touched_weights - item.touched_weights == 2 * 3 * 64 * 128
+
+
+def test_other_backends_and_the_vanilla_twin_run_the_layers_shared_experts() -> None:
+    model = MoEPPForCausalLM(preset("debug", num_shared_experts=2))
+    item = capture_work(model, input_ids=torch.randint(0, 512, (1, 70)))[0]
+    assert vanilla_twin(item.layer).shared_experts is item.layer.shared_experts
+    with torch.inference_mode():
+        exact = item.layer.apply_shared(item.x, item.routing)
+        for backend, error in (("reference", 1e-5), ("int8", 0.03)):
+            y = on_backend(item.layer, backend).apply_shared(item.x, item.routing)
+            assert (y - exact).norm() < error * exact.norm(), backend

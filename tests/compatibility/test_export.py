@@ -48,7 +48,8 @@ def test_transformers_exporter_gives_a_program_for_every_batch_and_length() -> N
 def test_onnx_runtime_gives_equal_logits() -> None:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    model, given = tiny_model(experts_implementation="batched_mm", num_hidden_layers=2), inputs(2, 8)
+    model = tiny_model(experts_implementation="batched_mm", num_hidden_layers=2, num_shared_experts=1)
+    given = inputs(2, 8)
     exported = OnnxExporter().export(model, given, config=OnnxConfig(dynamic=False))
     other = inputs(2, 8) | {"input_ids": tokens(2, 8, seed=5)}
     assert_close(exported(**other).logits, logits(model, other))

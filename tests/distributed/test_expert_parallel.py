@@ -213,9 +213,9 @@ def test_tensor_parallel_ranks_are_refused() -> None:
 
 
 def model_gradients(ep_size: int, disabled: Sequence[int], experts: str, checkpointing: bool) -> None:
-    """A whole model on 4 ranks, sharded by FSDP, against one process."""
+    """A whole model on 4 ranks, sharded by FSDP, against one process; its shared expert sends no rows."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    config = tiny_config(num_hidden_layers=2, capacity_factor=1.1, experts_implementation=experts)
+    config = tiny_config(num_hidden_layers=2, capacity_factor=1.1, num_shared_experts=1, experts_implementation=experts)
     ids = [tokens(2, 12, seed=other) for other in range(world)]
     bias = torch.zeros(config.moe.layout().num_experts)
     bias[list(disabled)] = -torch.inf

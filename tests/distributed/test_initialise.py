@@ -28,7 +28,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 2, 2), (1, 4, 1), (1, 4, 2), (1, 4, 4), (2, 2, 2)]
-KINDS: list[dict[str, Any]] = [{}, {"tie_word_embeddings": True}, {"gate": "tanh_mlp"}, {"num_constant_experts": 0}]
+KINDS: list[dict[str, Any]] = [{}, {"tie_word_embeddings": True}, {"gate": "tanh_mlp"}, {"num_shared_experts": 1}]
 
 
 def _digests(kinds: list[dict[str, Any]], layout: tuple[int, int, int]) -> list[tuple[str, int, float]]:
@@ -89,6 +89,14 @@ def test_a_vanilla_twin_starts_with_the_same_experts_and_attention() -> None:
     for name, p in vanilla.items():
         if "router" not in name:
             assert torch.equal(p, weights[name]), name
+
+
+def test_shared_experts_leave_the_others_start_as_it_is() -> None:
+    weights, shared = _start({}, 0), _start({"num_shared_experts": 2}, 0)
+    added = {f"model.layers.{i}.mlp.shared_experts.{name}_proj" for i in range(2) for name in ("gate_up", "down")}
+    assert shared.keys() - weights.keys() == added
+    assert all(torch.equal(p, shared[name]) for name, p in weights.items())
+    assert all(shared[name].std().item() == pytest.approx(0.02, rel=0.05) for name in added)
 
 
 def _growth() -> tuple[int, int]:

@@ -96,6 +96,13 @@ def test_tied_embeddings_learn_from_both_ends(texts: str, tmp_path: Path) -> Non
     assert_same(train_on(2, texts, tmp_path / "two", "model.tie_word_embeddings=true"), one)
 
 
+def test_shared_experts_are_every_processs_own(texts: str, alone: dict[str, Any], tmp_path: Path) -> None:
+    shared = "model.num_shared_experts=2"
+    one = train_on(1, texts, tmp_path / "one", shared)
+    assert one["logs"][0]["share/ffn"] != alone["logs"][0]["share/ffn"], "the shared experts did nothing"
+    assert_same(train_on(2, texts, tmp_path / "two", shared, "distributed.ep_size=2"), one)
+
+
 def test_saved_weights_are_the_same_start_for_every_layout(
     texts: str, alone: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,9 @@ CASES: dict[str, dict] = {
     "copy only": {"num_constant_experts": 0, "num_copy_experts": 2, "num_zero_experts": 0, "input_scale": 0.5},
     "constant only": {"num_constant_experts": 3, "num_copy_experts": 0, "num_zero_experts": 0, "input_scale": 0.5},
     "every expert": {"top_k": 8},
+    "shared": {"num_shared_experts": 1, **TIGHT},
+    "two shared, scaled": {"num_shared_experts": 2, "input_scale": 0.5},
+    "vanilla shared k1": {**dataclasses.asdict(BASE.vanilla()), "num_shared_experts": 1, "top_k": 1},
     "one ffn": {"num_ffn_experts": 1, "tau": 0.1, "capacity_factor": 1.0},
 }
 
@@ -132,7 +135,10 @@ def test_evaluation_uses_its_own_capacity_factor(factor: float | None) -> None:
     compare(random_moe(config).eval(), config)
 
 
-@pytest.mark.parametrize("case", ["paper", "tight by position", "released", "input_scale", "vanilla", "k1", "k3"])
+F32 = ("paper", "tight by position", "released", "input_scale", "vanilla", "k1", "k3", "shared", "two shared, scaled")
+
+
+@pytest.mark.parametrize("case", F32)
 @pytest.mark.parametrize("backend", ["grouped", "auto", "reference"])
 def test_backends_in_float32_equal_the_oracle(case: str, backend: str) -> None:
     config = dataclasses.replace(BASE, **CASES[case])

@@ -24,6 +24,7 @@ ODD: dict[str, dict] = {
     "no residual": {"gating_residual": False},
     "one expert": {"num_ffn_experts": 1, "num_zero_experts": 3},
     "vanilla": VANILLA,
+    "shared": {"num_shared_experts": 2},
     "everything odd": {
         "gate": "tanh_mlp",
         "tie_word_embeddings": True,
@@ -40,6 +41,7 @@ PARTS = {
     "attention": ("self_attn",),
     "router": (".router.",),
     "ffn_expert": (".experts.",),
+    "shared_expert": (".shared_experts.",),
     "zero_computation": (".zero_computation.",),
     "norm": ("norm.weight",),
 }
@@ -91,7 +93,9 @@ BATCH, LENGTH = 2, 8
 CONTEXT = 2 * LENGTH - 1
 
 
-@pytest.mark.parametrize("name", ["plain", "tanh_mlp gate", "tied", "multi-query", "wide heads", "attention_bias"])
+@pytest.mark.parametrize(
+    "name", ["plain", "tanh_mlp gate", "tied", "multi-query", "wide heads", "attention_bias", "shared"]
+)
 def test_forward_flops_of_a_vanilla_model_are_what_torch_counts(name: str) -> None:
     config = tiny_config(**(VANILLA | ODD.get(name, {})))
     assert account(config, context=CONTEXT).forward_flops_per_token == counted_flops(config, BATCH, LENGTH)
@@ -111,13 +115,15 @@ def one_ffn_one_copy(routing: Routing) -> Routing:
     return routing._replace(expert=expert, kept=torch.ones_like(routing.kept))
 
 
-def test_forward_flops_at_the_expected_share_are_what_torch_counts() -> None:
+@pytest.mark.parametrize(("shared", "bound"), [(0, 2.0), (1, 1.5)])
+def test_forward_flops_at_the_expected_share_are_what_torch_counts(shared: int, bound: float) -> None:
     """With tau = 1 and as many FFN as zero-computation experts the expected share is a half: one of a token's two."""
-    config = tiny_config(tau=1.0)
+    config = tiny_config(tau=1.0, num_shared_experts=shared)
     counted = account(config, context=CONTEXT)
     assert counted.ffn_share == 0.5
     assert counted.forward_flops_per_token == counted_flops(config, BATCH, LENGTH, edit=one_ffn_one_copy)
-    assert counted.expert_flops_per_token == counted.vanilla_expert_flops_per_token / 2
+    assert counted.vanilla_expert_flops_per_token == account(config.vanilla()).expert_flops_per_token
+    assert counted.vanilla_expert_flops_per_token / counted.expert_flops_per_token == counted.speedup_bound == bound
 
 
 def test_context_is_the_maximum_unless_given_and_costs_attention_only() -> None:

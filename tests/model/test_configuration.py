@@ -20,6 +20,7 @@ UNUSUAL = {
     "num_constant_experts": 3,
     "num_copy_experts": 0,
     "num_zero_experts": 2,
+    "num_shared_experts": 1,
     "top_k": 3,
     "tau": 0.3,
     "capacity_factor": 1.7,

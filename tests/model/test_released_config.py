@@ -159,6 +159,7 @@ def test_a_configuration_that_cannot_be_ours_is_refused(changes: dict, message: 
         ({"num_constant_experts": 3}, r"^model\.num_constant_experts=3 cannot be expressed .*, which has 2; keep this"),
         ({"num_copy_experts": 0}, r"^model\.num_copy_experts=0 cannot"),
         ({"num_zero_experts": 2}, r"^model\.num_zero_experts=2 cannot"),
+        ({"num_shared_experts": 1}, r"^model\.num_shared_experts=1 cannot be expressed .*, which has 0; keep this"),
         ({"top_k": 3}, r"^model\.top_k=3 cannot"),
         ({"gating_residual": False}, r"^model\.gating_residual=False cannot"),
         ({"eval_capacity_factor": 1.0}, r"^model\.eval_capacity_factor=1\.0 cannot"),

@@ -19,6 +19,7 @@ KINDS: dict[str, dict] = {
     "vanilla": {"num_constant_experts": 0, "num_copy_experts": 0, "num_zero_experts": 0, "gating_residual": False},
     "released": {"gate": "tanh_mlp", "logits_std": 1.0, "combine": "renormalize_nonzero", "constant_init_std": 1.0},
     "tied": {"tie_word_embeddings": True},
+    "shared": {"num_shared_experts": 2},
 }
 
 
@@ -129,7 +130,13 @@ def test_checkpoint_holds_the_published_names(tmp_path: Path) -> None:
     names = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     names |= {f"model.layers.{index}.{name}" for index in range(2) for name in layer}
     # The first layer's W^g would never receive a gradient, so it does not exist.
-    assert saved_names(tmp_path) == names | {"model.layers.1.mlp.router.residual.weight"}
+    names.add("model.layers.1.mlp.router.residual.weight")
+    assert saved_names(tmp_path) == names
+    tiny_model(num_hidden_layers=2, num_shared_experts=1).save_pretrained(tmp_path / "shared")
+    shared = {f"mlp.shared_experts.{name}_proj" for name in ("gate_up", "down")}
+    assert saved_names(tmp_path / "shared") == names | {
+        f"model.layers.{index}.{name}" for index in range(2) for name in shared
+    }
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_a_model_is_packed_whole_or_not_at_all() -> None:
 
 
 def test_a_packed_model_generates_and_saves_the_same(tmp_path: Path) -> None:
-    model = tiny_model().eval()
+    model = tiny_model(num_shared_experts=1).eval()
     ids = tokens(1, 8)
     with torch.no_grad():
         expected = model(ids).logits

@@ -20,9 +20,17 @@ SIZES = {
 
 
 def case(sizes: Sizes) -> tuple[MoEPPConfig, Batch, Sizes]:
-    """Two micro-batches a process, with activation checkpointing; 97 entries and 6 experts don't divide by 4."""
+    """Two micro-batches a process, with activation checkpointing; 97 entries and 6 experts don't divide by 4.
+
+    Shared experts, side by side in one network, do not divide at all.
+    """
     experts = 4 if sizes.ep == 4 else 6
-    config = tiny_config(num_ffn_experts=experts, capacity_factor=1.1, tie_word_embeddings=sizes == Sizes(fsdp=2))
+    config = tiny_config(
+        num_ffn_experts=experts,
+        num_shared_experts=2 if sizes.replicate == 1 else 0,
+        capacity_factor=1.1,
+        tie_word_embeddings=sizes == Sizes(fsdp=2),
+    )
     batch = Batch(sequences=2, sequence_length=32, micro_batches=2 * sizes.gpus, bf16=True, checkpointing=True)
     return config, batch, sizes
 

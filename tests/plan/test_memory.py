@@ -47,10 +47,11 @@ def saved_bytes(config: MoEPPConfig, checkpointing: bool) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
-@pytest.mark.parametrize("vanilla", [False, True], ids=["ours", "vanilla"])
-def test_a_layer_saves_about_what_the_plan_says(checkpointing: bool, vanilla: bool) -> None:
-    small, large = (config(num_hidden_layers=layers) for layers in (2, 4))
-    if vanilla:
+@pytest.mark.parametrize("kind", ["ours", "vanilla", "shared"])
+def test_a_layer_saves_about_what_the_plan_says(checkpointing: bool, kind: str) -> None:
+    shared = 2 if kind == "shared" else 0
+    small, large = (config(num_hidden_layers=layers, num_shared_experts=shared) for layers in (2, 4))
+    if kind == "vanilla":
         small, large = small.vanilla(), large.vanilla()
     measured = (saved_bytes(large, checkpointing) - saved_bytes(small, checkpointing)) / 2
     with_checkpoints, without = layer_activations(small, units(parameter_shapes(small), Sizes()), BATCH, Sizes())

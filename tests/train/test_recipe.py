@@ -206,7 +206,12 @@ NOT_A_KEY = "is not a recipe key; did you mean"
             r"^training\.learning_rate is not set here; set optimization\.learning_rate$",
         ),
         ("training.output_dir=x", r"^training\.output_dir is not set here; set output_dir$"),
-        ("training.report_to=wandb", r"^training\.report_to is not set here; set nothing: runs log to the console"),
+        ("training.report_to=wanb", r"^training\.report_to='wanb' does not exist; did you mean 'wandb'\?$"),
+        (
+            "training.report_to=[none,mlflow]",
+            r"^training\.report_to='none' does not exist beside others; leave it out$",
+        ),
+        ("training.report_to=3", r"^training\.report_to=3 must be "),
         ("training.save_only_model=true", r"^training\.save_only_model is not set here; set nothing: a checkpoint has"),
         ("training.disable_tqdm=true", r"^training\.disable_tqdm is not set here; "),
     ],

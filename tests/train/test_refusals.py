@@ -46,6 +46,18 @@ def test_another_model_or_other_data_is_refused(
     assert files(runner.out("run")) == files(stopped)
 
 
+def test_a_checkpoint_from_before_a_field_of_the_model_had_its_default(runner: Runner, stopped: Path) -> None:
+    run = runner.out("run")
+    shutil.copytree(stopped, run)
+    manifest = run / "checkpoint-8" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["identity"]["model.num_shared_experts"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"^model\.num_shared_experts=1 differs from 0, with which "):
+        runner.train("run", "model.num_shared_experts=1", resume=True)
+    runner.train("run", resume=True)
+
+
 def test_another_tokenizer_is_refused(runner: Runner, stopped: Path, plain: Path) -> None:
     shutil.copytree(stopped, runner.out("run"))
     other = runner.folder / "tokenizer"

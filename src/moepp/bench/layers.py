@@ -37,6 +37,11 @@ def layer_group(case: Case, works: Works, backends: Sequence[str], peers: Sequen
     """The variants of one of :data:`PASSES`' benchmarks."""
     variants, truths = [], {}
     absent: list[Row] = []
+    shared = any(item.layer.config.num_shared_experts for work in works.values() for item in work)
+    if shared and case.benchmark != "layer":
+        reason = "it runs routed experts alone, and these layers have shared ones"
+        absent = [case.row(PEERS[peer].variant, PASSES[case.benchmark], reason=reason) for peer in peers]
+        peers = ()
     for tau, work in works.items():
         name = "vanilla" if tau is None else f"tau {tau:g}"
         truths[name] = _layers(case, work, "reference")
@@ -72,7 +77,7 @@ def _ours(
         over = [f"{PEERS[peer].variant}@{tau}" for peer in peers if tau is None or PEERS[peer].identities]
     bound = None
     if tau is not None:
-        bound = sum(item.ffn_assignments for item in twins) / sum(item.ffn_assignments for item in work)
+        bound = sum(item.ffn_flops for item in twins) / sum(item.ffn_flops for item in work)
     return Variant(
         row=case.row(f"{kind}:{backend}", PASSES[case.benchmark], tau=tau, bound=bound),
         run=_layers(case, work, backend),

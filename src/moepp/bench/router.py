@@ -101,15 +101,20 @@ def _layer(work: LayerWork, backend: str) -> Callable[[], torch.Tensor]:
 
 
 def _ffn(work: LayerWork, backend: str) -> Callable[[], torch.Tensor]:
-    experts, routing = on_backend(work.layer, backend).experts, work.routing
-    return lambda: expert_ffn(
-        work.x,
-        routing.expert,
-        routing.weight,
-        experts.gate_up_proj,  # pyright: ignore[reportArgumentType]
-        experts.down_proj,  # pyright: ignore[reportArgumentType]
-        backend=backend,
-    )
+    layer, routing = on_backend(work.layer, backend), work.routing
+
+    def run() -> torch.Tensor:
+        y = expert_ffn(
+            work.x,
+            routing.expert,
+            routing.weight,
+            layer.experts.gate_up_proj,  # pyright: ignore[reportArgumentType]
+            layer.experts.down_proj,  # pyright: ignore[reportArgumentType]
+            backend=backend,
+        )
+        return y if layer.shared_experts is None else y + layer.apply_shared(work.x, routing)
+
+    return run
 
 
 def _rest(row: Row, whole: Timing, ffn: Timing) -> Row:

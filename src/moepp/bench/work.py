@@ -41,25 +41,29 @@ class LayerWork:
 
     @property
     def ffn_assignments(self) -> int:
-        """(token, FFN expert) pairs that are computed."""
+        """(token, FFN expert) pairs that are computed, of the experts that the router chose."""
         return int(self._ffn().sum())
 
     @property
     def ffn_per_token(self) -> float:
-        """FFN experts that a token goes through, on average."""
+        """Routed FFN experts that a token goes through, on average; shared ones are not counted."""
         return self.ffn_assignments / len(self.x)
 
     @property
     def ffn_flops(self) -> float:
-        """Of the FFN experts, forward: three products of D by F for each assignment, a multiply-add counting 2."""
+        """Of the FFN experts, routed and shared, forward: three products of D by F a token and expert.
+
+        A multiply-add counts 2.
+        """
         config = self.layer.config
-        return 2.0 * 3 * config.hidden_size * config.intermediate_size * self.ffn_assignments
+        computed = self.ffn_assignments + config.num_shared_experts * len(self.x)
+        return 2.0 * 3 * config.hidden_size * config.intermediate_size * computed
 
     @property
     def touched_weights(self) -> int:
-        """Those of the FFN experts that have a token."""
+        """Those of the FFN experts that have a token, and of the shared ones."""
         config = self.layer.config
-        touched = self.routing.expert[self._ffn()].unique().numel()
+        touched = self.routing.expert[self._ffn()].unique().numel() + config.num_shared_experts
         return 3 * config.hidden_size * config.intermediate_size * touched
 
     def _ffn(self) -> Tensor:
@@ -67,7 +71,7 @@ class LayerWork:
 
 
 def run_experts(work: Sequence[LayerWork]) -> list[Tensor]:
-    """Runs each layer's experts once, forward: FFN and zero-computation experts, the router left out."""
+    """Runs each layer's experts once, forward: FFN, zero-computation and shared experts, the router left out."""
     with torch.inference_mode():
         return [item.layer.apply_experts(item.x, item.routing) for item in work]
 
@@ -138,12 +142,12 @@ def twin_layers(config: MoEConfig, count: int, *, dtype: torch.dtype, device: st
 
 
 def vanilla_twin(layer: MoE) -> MoE:
-    """A vanilla layer with the same FFN experts, sharing their weights, and a router of its own."""
+    """A vanilla layer with the same FFN and shared experts, sharing their weights, and a router of its own."""
     weight = layer.router.weight
     twin = _on_meta(layer.config.vanilla()).to(weight.dtype)
     twin.router.to_empty(device=weight.device)
     _fill(twin.router, torch.Generator(weight.device).manual_seed(1))
-    twin.experts = layer.experts
+    twin.experts, twin.shared_experts = layer.experts, layer.shared_experts
     return twin.eval()
 
 
@@ -170,14 +174,16 @@ def spread_work(layers: Sequence[MoE], tau: float | None, tokens: int, *, steps:
 
 def on_backend(layer: MoE, backend: str) -> MoE:
     """The same layer with its FFN experts on another backend, sharing all parameters, or quantised by a scheme."""
-    assert isinstance(layer.experts, FFNExperts)
     with torch.device("meta"):
-        experts = FFNExperts(layer.config, backend="auto" if backend in SCHEMES else backend)
-        twin = MoE(layer.config, experts=experts)
+        twin = MoE(layer.config, backend="auto" if backend in SCHEMES else backend)
     twin.router, twin.zero_computation = layer.router, layer.zero_computation
-    experts.gate_up_proj, experts.down_proj = layer.experts.gate_up_proj, layer.experts.down_proj
-    if backend in SCHEMES:
-        twin.experts = QuantizedExperts(experts, backend)
+    for name in ("experts", "shared_experts"):
+        ours, experts = getattr(layer, name), getattr(twin, name)
+        if experts is not None:
+            assert isinstance(ours, FFNExperts)
+            experts.gate_up_proj, experts.down_proj = ours.gate_up_proj, ours.down_proj
+            if backend in SCHEMES:
+                setattr(twin, name, QuantizedExperts(experts, backend))
     return twin.train(layer.training)
 
 

@@ -43,6 +43,9 @@ def _configuration(name: str, overrides: Sequence[str]) -> MoEPPConfig:
 def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight: int) -> list[tuple[str, str, str]]:
     layout = config.moe.layout()
     experts = ", ".join(f"{layout.count(kind)} {kind}" for kind in EXPERT_TYPES if layout.count(kind))
+    at_most = f"{config.top_k} experts a layer"
+    if shared := config.num_shared_experts:
+        experts, at_most = f"{experts}, and {shared} shared", f"{at_most}, and {shared} shared"
     vanilla = counts.expert_flops_per_token / counts.vanilla_expert_flops_per_token
     shape = f"{config.num_hidden_layers} × {config.hidden_size}"
     expected = f"at the balance of tau={config.tau:g}"
@@ -54,10 +57,11 @@ def _rows(config: MoEPPConfig, counts: Accounting, length: int, bytes_per_weight
         ("  embeddings", large(counts.embedding_parameters), "tied" if config.tie_word_embeddings else "in and out"),
         ("  attention", large(counts.attention_parameters), ""),
         ("  FFN experts", large(counts.ffn_expert_parameters), ""),
+        *([("  shared experts", large(counts.shared_expert_parameters), "of every token")] if shared else []),
         ("  zero-computation experts", large(counts.zero_computation_parameters), "v and W_c of the constants"),
         ("  routers", large(counts.router_parameters), "with gating residuals" if config.gating_residual else ""),
         ("  norms", large(counts.norm_parameters), ""),
-        ("activated per token, at most", large(counts.activated_parameters), f"{config.top_k} experts a layer"),
+        ("activated per token, at most", large(counts.activated_parameters), at_most),
         ("activated per token, expected", large(counts.expected_activated_parameters), expected),
         ("FLOPs per token, forward", large(counts.forward_flops_per_token), f"over {length} tokens of context"),
         ("FLOPs per token, training", large(counts.training_flops_per_token), "three forward passes"),

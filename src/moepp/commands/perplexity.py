@@ -131,7 +131,9 @@ def _expert_bytes(model: MoEPPForCausalLM) -> int:
         tensor
         for layer in model.modules()
         if isinstance(layer, MoE)
-        for tensor in (*layer.experts.parameters(), *layer.experts.buffers())
+        for experts in (layer.experts, layer.shared_experts)
+        if experts is not None
+        for tensor in (*experts.parameters(), *experts.buffers())
     )
     return sum(tensor.nbytes for tensor in tensors)
 

@@ -1,5 +1,8 @@
 """The experts that compute: N SwiGLU feed-forward networks with stacked weights.
 
+Shared experts, which every token goes through with weight 1, sum to one network as wide as all of them: its rows of
+gate and up are theirs one after the other, and so are its columns of down. That is how they are stored and run.
+
 T tokens, D hidden, F intermediate, N FFN experts, K top-k.
 """
 
@@ -27,16 +30,22 @@ from .routing import INIT_STD
 
 
 class FFNExperts(nn.Module):
-    """``gate_up_proj (N, 2F, D)``, ``down_proj (N, D, F)``; the signature of any transformers experts module."""
+    """``gate_up_proj (N, 2F, D)``, ``down_proj (N, D, F)``; the signature of any transformers experts module.
 
-    def __init__(self, config: MoEConfig, *, backend: str = "auto") -> None:
+    Args:
+        backend: see :func:`moepp.expert_ffn`.
+        shared: these are the layer's ``num_shared_experts``, as one expert of that many times the width.
+    """
+
+    def __init__(self, config: MoEConfig, *, backend: str = "auto", shared: bool = False) -> None:
         super().__init__()
         check_backend(backend)
-        self.num_experts = config.num_ffn_experts
+        self.num_experts = 1 if shared else config.num_ffn_experts
         self.backend = backend
         self.packed: Packed | None = None
         self.rows_computed: int | None = None  # see moepp.model.expert_parallel
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden = config.hidden_size
+        inner = config.intermediate_size * (config.num_shared_experts if shared else 1)
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, inner))
         self.reset_parameters()

@@ -22,23 +22,33 @@ Edit = Callable[[Routing], Routing]
 
 
 class MoE(nn.Module):
-    """Router, FFN experts and zero-computation experts: y = Σ_i g_i E_i(x).
+    """Router, FFN experts and zero-computation experts: y = Σ_i g_i E_i(x), plus S(x) of shared experts if it has any.
 
     Args:
         config: what the layer is made of.
         first: whether this is the model's first MoE layer, whose router has nothing to remember.
         backend: which kernel runs the FFN experts, see :func:`moepp.expert_ffn`.
         experts: a module to run the FFN experts instead of :class:`FFNExperts`, with the same parameters and signature.
+        shared_experts: the same for the shared ones.
     """
 
     def __init__(
-        self, config: MoEConfig, *, first: bool = False, backend: str = "auto", experts: nn.Module | None = None
+        self,
+        config: MoEConfig,
+        *,
+        first: bool = False,
+        backend: str = "auto",
+        experts: nn.Module | None = None,
+        shared_experts: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.router = Router(config, first=first)
         self.experts = FFNExperts(config, backend=backend) if experts is None else experts
         self.zero_computation = ZeroComputationExperts(config)
+        self.shared_experts = shared_experts
+        if shared_experts is None and config.num_shared_experts:
+            self.shared_experts = FFNExperts(config, backend=backend, shared=True)
 
     def forward(
         self,
@@ -70,17 +80,45 @@ class MoE(nn.Module):
         )
         if edit is not None:
             routing = edit(routing)._replace(logits=routing.logits)
-        routing = self._apply_capacity(routing, None if mask is None else mask.reshape(-1))
-        return self.apply_experts(tokens, routing, mix_logits).view_as(x), routing
+        mask = None if mask is None else mask.reshape(-1)
+        routing = self._apply_capacity(routing, mask)
+        return self.apply_experts(tokens, routing, mix_logits, mask=mask).view_as(x), routing
 
     def apply_experts(
-        self, tokens: Float[Tensor, "T D"], routing: Routing, mix_logits: Float[Tensor, "T two_C"] | None = None
+        self,
+        tokens: Float[Tensor, "T D"],
+        routing: Routing,
+        mix_logits: Float[Tensor, "T two_C"] | None = None,
+        *,
+        mask: Bool[Tensor, "T"] | None = None,
     ) -> Float[Tensor, "T D"]:
-        """Eq. 1 with the routing given: the FFN experts' share plus the zero-computation experts'.
+        """All experts with the routing given: Eq. 1, plus the shared experts.
 
         Args:
             mix_logits: W_c x for the constant experts, where the caller has it already.
+            mask: True for real tokens, which shared experts see; the others' routing must say itself that it is kept
+                by no expert.
         """
+        if self.shared_experts is None:
+            return self._apply_routed(tokens, routing, mix_logits)
+        shared = self.apply_shared(tokens, routing, mask)  # first: somebody else's experts may overwrite tokens
+        return shared + self._apply_routed(tokens, routing, mix_logits)
+
+    def apply_shared(
+        self, tokens: Float[Tensor, "T D"], routing: Routing, mask: Bool[Tensor, "T"] | None = None
+    ) -> Float[Tensor, "T D"]:
+        """The shared experts alone, of a layer that has any; of the routing, only dtypes matter."""
+        assert self.shared_experts is not None
+        # One expert for every token, whatever capacity dropped; padding has an id that no expert has.
+        expert = routing.expert.new_zeros(len(tokens), 1)
+        if mask is not None:
+            expert = expert.masked_fill(~mask.unsqueeze(-1), 1)
+        scale = self.config.input_scale
+        seen = autocasted(tokens if scale == 1.0 else tokens * scale)
+        return self.shared_experts(seen, expert, routing.weight.new_ones(expert.shape))
+
+    def _apply_routed(self, tokens: Tensor, routing: Routing, mix_logits: Tensor | None) -> Tensor:
+        """Eq. 1: the FFN experts' share plus the zero-computation experts'."""
         layout = self.config.layout()
         scale = self.config.input_scale
         seen = tokens if scale == 1.0 else tokens * scale

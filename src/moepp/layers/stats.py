@@ -56,7 +56,7 @@ class RoutingStats(NamedTuple):
         return RoutingStats(*(field.detach() for field in self))
 
     def ffn_per_token(self, layout: ExpertLayout) -> float:
-        """FFN experts that a token went through, on average; dropped ones don't count."""
+        """Routed FFN experts that a token went through, on average; dropped and shared ones don't count."""
         return _ratio(self.kept[: layout.ffn].sum(), self.tokens)
 
     def shares(self, layout: ExpertLayout) -> dict[ExpertType, float]:

@@ -19,21 +19,25 @@ class Accounting:
     attention_parameters: int
     router_parameters: int
     ffn_expert_parameters: int
+    """Of those that the router chooses from."""
+    shared_expert_parameters: int
     zero_computation_parameters: int
     norm_parameters: int
 
     activated_parameters: int
-    """At most: a token that chooses K FFN experts, or all there are."""
+    """At most: a token that chooses K FFN experts, or all there are; the shared ones besides."""
     expected_activated_parameters: float
     """On average, at the FFN share that tau's balance implies (Table 1)."""
     ffn_share: float
-    """Share of the assignments that go to FFN experts at that balance: expert FLOPs over the vanilla twin's."""
+    """Share of the assignments that go to FFN experts at that balance."""
     forward_flops_per_token: float
     training_flops_per_token: float
     expert_flops_per_token: float
+    """Of FFN experts, chosen and shared."""
     vanilla_expert_flops_per_token: float
+    """Of the twin, which has the same shared experts."""
     speedup_bound: float
-    """Table 1: vanilla expert FLOPs over ours."""
+    """Table 1: vanilla expert FLOPs over ours. Without shared experts, 1 / ``ffn_share``."""
     weight_bytes: int
     kv_bytes_per_token: int
 
@@ -66,12 +70,14 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
     zero_computation = layers * layout.constant * 3 * hidden
     norms = (2 * layers + 1) * hidden
 
-    always = embedding + head + layers * attention + router + zero_computation + norms
+    shared = layers * moe.num_shared_experts * one_ffn
+    always = embedding + head + layers * attention + router + zero_computation + shared + norms
     most = min(moe.top_k, layout.ffn)
     expected = moe.top_k * moe.ffn_share()
     length = context or config.max_position_embeddings
     attention_scores = 2 * 2 * heads * head_dim * (length + 1) / 2  # QK and PV over the average causal context
-    expert_flops = 2.0 * layers * expected * one_ffn
+    expert_flops = 2.0 * layers * (expected + moe.num_shared_experts) * one_ffn
+    vanilla_expert_flops = 2.0 * layers * (moe.top_k + moe.num_shared_experts) * one_ffn
     forward = (
         2.0 * (layers * projections + router + embedding)  # the head's product is there tied or not
         + layers * (attention_scores + 2 * layout.constant * 3 * hidden)
@@ -84,6 +90,7 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
         attention_parameters=layers * attention,
         router_parameters=router,
         ffn_expert_parameters=layers * layout.ffn * one_ffn,
+        shared_expert_parameters=shared,
         zero_computation_parameters=zero_computation,
         norm_parameters=norms,
         activated_parameters=always + layers * most * one_ffn,
@@ -92,8 +99,8 @@ def account(config: MoEPPConfig, *, context: int | None = None, bytes_per_weight
         forward_flops_per_token=forward,
         training_flops_per_token=3 * forward,
         expert_flops_per_token=expert_flops,
-        vanilla_expert_flops_per_token=2.0 * layers * moe.top_k * one_ffn,
-        speedup_bound=1 / moe.ffn_share(),
+        vanilla_expert_flops_per_token=vanilla_expert_flops,
+        speedup_bound=vanilla_expert_flops / expert_flops,
         weight_bytes=total * bytes_per_weight,
         kv_bytes_per_token=2 * layers * kv_heads * head_dim * bytes_per_weight,
     )

@@ -33,7 +33,7 @@ class MoEPPConfig(PreTrainedConfig):
         "num_local_experts": "num_ffn_experts",  # where other libraries look for the number of experts that compute
     }
     default_theta = 10000.0
-    # Routers and zero-computation experts are small and on every process whole: each adds its dense term once.
+    # Routers, zero-computation and shared experts are on every process whole: each adds their outputs once.
     base_model_tp_plan = {  # noqa: RUF012 - transformers' own form
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -78,6 +78,7 @@ class MoEPPConfig(PreTrainedConfig):
     num_constant_experts: int = 2
     num_copy_experts: int = 1
     num_zero_experts: int = 1
+    num_shared_experts: int = 0
     top_k: int = 2
     tau: float = 0.75
     capacity_factor: float | None = 1.1
@@ -157,7 +158,7 @@ class MoEPPConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def vanilla(self) -> "MoEPPConfig":
-        """The paper's baseline: the same model with the FFN experts alone."""
+        """The paper's baseline: the same model with the FFN experts alone, see :meth:`moepp.MoEConfig.vanilla`."""
         twin = type(self).from_dict(self.to_dict())
         for name, value in dataclasses.asdict(self.moe.vanilla()).items():
             setattr(twin, name, value)

@@ -45,8 +45,8 @@ RoutingEdit = Callable[[Routing], Routing]
 class MoEPPExperts(FFNExperts):
     """FFN experts behind transformers' switch; as they stand, they are its ``"eager"``."""
 
-    def __init__(self, config: MoEPPConfig) -> None:
-        super().__init__(config.moe, backend="reference")
+    def __init__(self, config: MoEPPConfig, *, shared: bool = False) -> None:
+        super().__init__(config.moe, backend="reference", shared=shared)
         self.act_fn = nn.SiLU()  # read by transformers' implementations
 
     @property
@@ -61,7 +61,8 @@ class MoEPPDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: MoEPPConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = LlamaAttention(config, layer_idx)  # pyright: ignore[reportArgumentType]
-        self.mlp = MoE(config.moe, first=layer_idx == 0, experts=MoEPPExperts(config))
+        shared = MoEPPExperts(config, shared=True) if config.num_shared_experts else None
+        self.mlp = MoE(config.moe, first=layer_idx == 0, experts=MoEPPExperts(config), shared_experts=shared)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

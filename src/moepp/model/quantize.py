@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantize_experts(model: Model, scheme: str) -> Model:
-    """Replaces the FFN experts of every :class:`moepp.MoE` in ``model``, in place, layer by layer.
+    """Replaces the FFN experts, routed and shared, of every :class:`moepp.MoE` in ``model``, in place, layer by layer.
 
     Routers, zero-computation experts, attention and embeddings stay as they are. The originals are freed, unless
     somebody else holds them; afterwards the model is for inference on a CPU, and is not saved (save the original).
@@ -33,12 +33,16 @@ def quantize_experts(model: Model, scheme: str) -> Model:
     if not layers:
         raise ConfigError("model has no MoE layers, hence no experts to quantise; give one that has")
     for layer in layers:
-        if isinstance(layer.experts, QuantizedExperts):
-            raise ConfigError("model is quantised already; load it again to quantise it differently")
-        if not isinstance(layer.experts, FFNExperts):
-            raise ConfigError(
-                f"model's experts are wrapped in {type(layer.experts).__name__}; merge the adapter, then quantise"
-            )
-        layer.experts.unpack()
-        layer.experts = QuantizedExperts(layer.experts, scheme)
+        layer.experts = _quantized(layer.experts, scheme)
+        if layer.shared_experts is not None:
+            layer.shared_experts = _quantized(layer.shared_experts, scheme)
     return model
+
+
+def _quantized(experts: nn.Module, scheme: str) -> QuantizedExperts:
+    if isinstance(experts, QuantizedExperts):
+        raise ConfigError("model is quantised already; load it again to quantise it differently")
+    if not isinstance(experts, FFNExperts):
+        raise ConfigError(f"model's experts are wrapped in {type(experts).__name__}; merge the adapter, then quantise")
+    experts.unpack()
+    return QuantizedExperts(experts, scheme)

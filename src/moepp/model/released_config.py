@@ -34,6 +34,7 @@ FIXED: dict[str, Any] = {
     "num_constant_experts": 2,
     "num_copy_experts": 1,
     "num_zero_experts": 1,
+    "num_shared_experts": 0,
     "top_k": 2,
     "gating_residual": True,
     "eval_capacity_factor": None,

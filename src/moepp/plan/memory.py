@@ -57,6 +57,7 @@ def memory(config: MoEPPConfig, units: Sequence[Unit], tensors: int, batch: Batc
         kept, working = working, 0
     # Gradients of a layer: of the experts' rows on their way through SwiGLU, and of a few states of the tokens.
     rows, tokens = _expert_rows(config, batch, sizes), batch.tokens
+    rows += tokens * config.num_shared_experts
     working += rows * 3 * config.intermediate_size * _width(batch) + 4 * tokens * config.hidden_size * FLOAT32
     return Memory(
         weights=local,
@@ -96,6 +97,9 @@ def layer_activations(config: MoEPPConfig, units: Sequence[Unit], batch: Batch, 
     products = (7 if batch.bf16 else 4) * hidden  # q, k, v and attention's output; under autocast also what they read
     token = exact * FLOAT32 + products * width + 18 * config.top_k
     row = 2 * hidden * width + hidden * FLOAT32 + 4 * config.intermediate_size * width + 16
+    if config.num_shared_experts:  # one more row for every token, so many times as wide; and its result
+        inner = config.num_shared_experts * config.intermediate_size
+        token += 2 * hidden * width + hidden * FLOAT32 + 4 * inner * width + 16
     weights = 0
     if batch.bf16:
         weights = 2 * sum(unit.gathered for unit in units if unit.name.startswith("model.layers.0"))

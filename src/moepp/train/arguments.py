@@ -35,7 +35,8 @@ def training_arguments(recipe: Recipe, layout: Layout, validates: bool) -> Train
         "per_device_eval_batch_size": recipe.training.get("per_device_train_batch_size", 8),
     }
     accumulated = {"gradient_accumulation_steps": recipe.micro_batches_per_step // layout.world_size}
-    settings: dict[str, Any] = defaults | recipe.training | accumulated
+    # Ours are callbacks of the first process, see moepp.train.tracking.
+    settings: dict[str, Any] = defaults | recipe.training | accumulated | {"report_to": "none"}
     try:
         return TrainingArguments(
             **settings,
@@ -52,7 +53,6 @@ def training_arguments(recipe: Recipe, layout: Layout, validates: bool) -> Train
             remove_unused_columns=False,
             prediction_loss_only=True,
             save_only_model=True,  # of what Trainer would save; ours have all that a resume needs
-            report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )

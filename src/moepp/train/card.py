@@ -96,6 +96,8 @@ def _model(recipe: Recipe, config: MoEPPConfig) -> Iterable[tuple[str, object]]:
     yield "layers × hidden size", f"{config.num_hidden_layers} × {config.hidden_size}"
     yield "attention heads", f"{config.num_attention_heads}, {config.num_key_value_heads} for keys and values"
     yield "experts per layer", ", ".join(f"{layout.count(k)} {k}" for k in EXPERT_TYPES if layout.count(k))
+    if config.num_shared_experts:
+        yield "shared experts per layer", f"{config.num_shared_experts}, which every token goes through"
     yield "FFN experts' width", config.intermediate_size
     yield "experts per token", config.top_k
     yield "τ, β", f"{config.tau:g}, {config.router_aux_loss_coef:g}"
@@ -128,7 +130,7 @@ def _scores(metrics: Mapping[str, float], log: Sequence[Mapping[str, Any]]) -> s
     ]
     ffn = next((entry["ffn_per_token"] for entry in reversed(log) if "ffn_per_token" in entry), None)
     if ffn is not None:
-        lines.append(("FFN experts per token, in the last steps logged", f"{ffn:.2f}"))
+        lines.append(("routed FFN experts per token, in the last steps logged", f"{ffn:.2f}"))
     return _table(lines) if lines else "Nothing was held out to validate on."
 
 

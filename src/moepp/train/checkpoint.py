@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..files import sync
+from ..model import MoEPPConfig
 from .group import Group
 
 STREAM_FILE = "stream.json"
@@ -167,6 +168,9 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     """
     saved = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))["identity"]
     now = json.loads(json.dumps(dict(identity)))
+    added = [name for name in now if name not in saved and name.startswith("model.")]
+    # A field that a later version added was at its default before it existed.
+    saved = {name: getattr(MoEPPConfig, name.removeprefix("model.")) for name in added} | saved
     for name in {**now, **saved}:  # in the order of declaration: what follows from others comes after them
         if saved.get(name) != now.get(name):
             raise ConfigError(

@@ -69,7 +69,7 @@ class Group:
             RanksFailed: it failed on some ranks; raised on all.
         """
         result: T | None = None
-        with _Held() as held:
+        with Held() as held:
             result = action()
         said = None if held.error is None else _reasons(held.error, self.rank)
         everyone = self.gather((said, result))
@@ -82,12 +82,12 @@ class Group:
         return cast(T, self.together(lambda: action() if self.rank == 0 else None)[0])
 
 
-class _Held:
+class Held:
     """Keeps what the block raises: whatever happens on one rank, the others wait to hear of it."""
 
     error: BaseException | None = None
 
-    def __enter__(self) -> "_Held":
+    def __enter__(self) -> "Held":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:

@@ -92,7 +92,10 @@ def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def routing_metrics(stats: list[RoutingStats], layout: ExpertLayout) -> dict[str, float]:
-    """FFN experts per token, shares, imbalance and drops; of the whole model, and per layer what differs by layer."""
+    """Routed FFN experts per token (shared ones are not counted), shares, imbalance and drops.
+
+    Of the whole model, and per layer what differs by layer.
+    """
     shares = [layer.shares(layout) for layer in stats]
     dropped = [layer.dropped(layout) for layer in stats]
     per_token = [layer.ffn_per_token(layout) for layer in stats]

@@ -99,6 +99,11 @@ class Recipe:
             if name.endswith("_strategy") and value is False:
                 self.training[name] = "no"  # which YAML reads as false
         check_section("training", self.training, valid)
+        for name in self.reports_to:
+            if name == "none":
+                raise ConfigError("training.report_to='none' does not exist beside others; leave it out")
+            if name not in TRACKERS:
+                raise ConfigError(f"training.report_to={name!r} does not exist; {nearest(str(name), _REPORT_TO)}")
         for name in _AT_LEAST_ONE:
             if self.training.get(name, 1) < 1:
                 raise ConfigError(f"training.{name}={self.training[name]} must be at least 1")
@@ -113,6 +118,13 @@ class Recipe:
                 "optimization.warmup_steps=%d is not less than training.max_steps=%d: the run ends in its warm-up",
                 *(self.optimization.warmup_steps, self.training["max_steps"]),
             )
+
+    @property
+    def reports_to(self) -> list[str]:
+        """The trackers that get the run's numbers, beside the console and ``metrics.jsonl``."""
+        value = self.training.get("report_to")
+        names = TRACKERS[:1] if value is None else [value] if isinstance(value, str) else value
+        return [] if list(names) == ["none"] else list(dict.fromkeys(names))
 
     @property
     def samples_per_step(self) -> int:
@@ -137,6 +149,9 @@ class Recipe:
         return config.vanilla() if vanilla else config
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""What ``training.report_to`` may name; the first one by default."""
+_REPORT_TO = (*TRACKERS, "none")
 _AT_LEAST_ONE = (
     "max_steps",
     "per_device_train_batch_size",
@@ -173,7 +188,6 @@ _SET_ELSEWHERE = {
     "train_sampling_strategy": "seed: it decides the order of the samples",
     "label_smoothing_factor": "nothing: the loss is that of Eq. 9",
     "fp16": "training.bf16: moepp does not scale the loss that float16 gradients need",
-    "report_to": "nothing: runs log to the console, metrics.jsonl and TensorBoard",
 }
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from .callbacks import (
     MetricsFile,
     ProgressBar,
     ValidateLastStep,
-    tensorboard,
     tensorboard_says_it_once,
 )
 from .card import CARD_FILE, write_card
@@ -35,10 +34,11 @@ from .process_group import Launch, check_devices, process_group
 from .ranks import agreed, flattened, job, same_everywhere
 from .recipe import Recipe, save_recipe
 from .tables import data_table
+from .tracking import Tracker, reporters
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import TrainerCallback, TrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 DATA_FILE = "data.json"
@@ -81,6 +81,7 @@ def train(
     with process_group(launch, recipe.distributed.timeout_seconds, "cuda" if gpus else "cpu"):
         same_everywhere(flattened(dataclasses.asdict(recipe)), "start all ranks with the same recipe")
         layout = agreed("found their places", lambda: _layout(recipe, launch, gpus))
+        reports = agreed("loaded the trackers", lambda: reporters(recipe) if layout.first else [])
         console = (console or Console()) if layout.first else Console(quiet=True)
         run, group = Path(recipe.output_dir), Group.new()
         names = [path.name for path in checkpoint.checkpoints(run)]
@@ -101,7 +102,7 @@ def train(
         watchdog = Watchdog(run, job())
         with watchdog.watching():
             try:
-                return _run(recipe, layout, ready, console, label, watchdog)
+                return _run(recipe, layout, ready, console, label, watchdog, reports)
             except OSError as error:  # of what transformers writes by itself, or of data that is read while training
                 raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
 
@@ -161,9 +162,15 @@ def _ready(recipe: Recipe, layout: Layout, start: Path | None, prepared: Prepare
 
 
 def _run(
-    recipe: Recipe, layout: Layout, ready: _Ready, console: Console, label: str, watchdog: Watchdog
+    recipe: Recipe,
+    layout: Layout,
+    ready: _Ready,
+    console: Console,
+    label: str,
+    watchdog: Watchdog,
+    reports: Sequence["TrainerCallback"],
 ) -> TrainResult:
-    from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+    from transformers import PrinterCallback, ProgressCallback, set_seed
     from transformers.utils import logging as transformers_logging
 
     from .trainer import MoEPPTrainer
@@ -191,7 +198,7 @@ def _run(
     interrupts, bar = Interrupts(), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
-        callbacks += [MetricsFile(run), bar, *tensorboard(run)]
+        callbacks += [MetricsFile(run), bar, *reports]
     if prepared.data.validation:
         callbacks.append(ValidateLastStep())
     callbacks.append(watchdog)  # the last one, so that it sees what the others want done
@@ -218,6 +225,9 @@ def _run(
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
     finally:
         bar.close()
+        for report in reports:
+            if isinstance(report, Tracker):
+                report.close()
     if interrupts.received is not None and trainer.state.global_step < trainer.state.max_steps:
         wait_for_all("stopped")
         return TrainResult(model, prepared, {}, interrupts.received)
