@@ -51,7 +51,7 @@ def result(lab: Lab) -> Result:
                     f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]; the same is "
                     f"within ± {SAME * usual:.4f}, {SAME:.0%} of the mean."
                 )
-                claims.append(Claim(text, _same(difference, SAME * usual), evidence))
+                claims.append(Claim(text, same(difference, SAME * usual), evidence))
     tables = [
         Table(
             "The paper",
@@ -78,7 +78,7 @@ def result(lab: Lab) -> Result:
     return Result(tables=tables, claims=claims, limits=limits, data=data)
 
 
-def _same(difference: Paired, margin: float) -> Outcome:
+def same(difference: Paired, margin: float) -> Outcome:
     """Whether the interval lies within the margin; that it spans 0 alone would not say so."""
     if -margin <= difference.low and difference.high <= margin:
         return "agrees"

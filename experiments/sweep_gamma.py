@@ -53,8 +53,8 @@ def result(lab: Lab) -> Result:
     tables = [*found.tables, Table("Dropped by capacity in training", head, rows, note)]
     tight, wide, twin = with_gamma(1.1), with_gamma(2.0), with_gamma(1.1, VANILLA)
     claims = [
-        _probe(as_published(MOEPP), lost, "with the paper's values, as in an earlier probe of one seed"),
-        _probe(tight, lost, "with the recipe's values"),
+        probe(as_published(MOEPP), lost, "with the paper's values, as in an earlier probe of one seed"),
+        probe(tight, lost, "with the recipe's values"),
         *(
             Claim(f"{ours.name} costs loss against no capacity.", agreement(found_, "higher"), nats(found_))
             for ours, base in ((tight, BASE), (wide, BASE), (twin, TWIN))
@@ -89,7 +89,7 @@ def _mean_curve(by_seed: dict[int, dict[int, float]]) -> dict[int, float]:
     return {step: statistics.fmean(curve[step] for curve in curves) for step in curves[0]}
 
 
-def _probe(variant: Variant, lost: dict[str, dict[int, dict[int, float]]], setting: str) -> Claim:
+def probe(variant: Variant, lost: dict[str, dict[int, dict[int, float]]], setting: str) -> Claim:
     means = [statistics.fmean(curve.values()) for curve in lost[variant.name].values()]
     windows = [share for curve in lost[variant.name].values() for share in curve.values()]
     inside = [PROBE[0] <= mean <= PROBE[1] for mean in means]
