@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moepp.analyze import expert_load, experts_per_token
+from moepp.analyze.tables import ExpertLoad
 
 from . import paper
 from .experiment import Experiment
@@ -34,7 +35,7 @@ def result(lab: Lab) -> Result:
     rows = []
     for index, group in enumerate(first.sources):
         values = [by_group[group] for by_group in per_token.values()]
-        moved = [_distance(load.share[index], load.count.sum(axis=0)) for load in loads.values()]
+        moved = [_distance(load, index) for load in loads.values()]
         rows.append(
             [
                 group,
@@ -55,14 +56,22 @@ def result(lab: Lab) -> Result:
     )
     spread = interval(list(spreads(per_token).values()))
     widest = [max(one.values()) - min(one.values()) for one in per_token.values()]
+    moved = [[_distance(load, index) - _chance(load, index) for index in range(len(sizes))] for load in loads.values()]
+    elsewhere = interval([statistics.fmean(one) for one in moved])
     claims = [
+        Claim(
+            "Expert load differs by task and source.",
+            agreement(elsewhere, "higher"),
+            "Share of a text's choices that would have to move to get the overall load, beyond what so few tokens give by "
+            f"chance, averaged over the texts: {nats(elsewhere)}.",
+        ),
         Claim(
             "FFN experts per token differ by task and source, and the same ones get more in every seed's model.",
             agreement(spread, "higher"),
             "Where the other seeds' models compute most less where they compute least, in FFN experts per token: "
             f"{nats(spread)}. Most less least of one model: {', '.join(f'{value:.3f}' for value in widest)}; the "
             f"paper's tasks: {paper.FIGURE_4['HellaSwag'] - paper.FIGURE_4['SciQ']:.3f}.",
-        )
+        ),
     ]
     limits = [
         "The tasks ask about held-out code of the Python library; they resemble the sources, and each other, more than "
@@ -90,10 +99,21 @@ def spreads(per_token: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
     return found
 
 
-def _distance(share: np.ndarray, count: np.ndarray) -> float:
-    """Half of the absolute differences between two loads (L, E), averaged over layers."""
-    overall = count / count.sum(axis=-1, keepdims=True)
-    return float(np.abs(share - overall).sum(axis=-1).mean() / 2)
+def _distance(load: ExpertLoad, index: int) -> float:
+    """Half of the absolute differences between one text's load and that of all, averaged over layers."""
+    return float(np.abs(load.share[index] - _overall(load)).sum(axis=-1).mean() / 2)
+
+
+def _chance(load: ExpertLoad, index: int) -> float:
+    """What the distance would be for independent choices out of the overall load: E|x| = √(2/π) of a standard error."""
+    share = _overall(load)
+    error = np.sqrt(share * (1 - share) / load.count[index].sum(axis=-1, keepdims=True))
+    return float(np.sqrt(2 / np.pi) * error.sum(axis=-1).mean() / 2)
+
+
+def _overall(load: ExpertLoad) -> np.ndarray:
+    count = load.count.sum(axis=0)
+    return count / count.sum(axis=-1, keepdims=True)
 
 
 def _names(ffn: int, constant: int, copy: int, zero: int) -> list[str]:

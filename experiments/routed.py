@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from rich.progress import track
+
 from moepp.analyze import RoutingTable, Text, collect
 
 from .lab import Lab
@@ -34,7 +36,8 @@ def route(lab: Lab, variant: Variant, texts: Iterable[Text]) -> dict[int, Routin
     """Every choice that each seed's model makes on the texts, in windows of its context."""
     texts, tables = list(texts), {}
     limit = TOKENS * len({text.source for text in texts})
-    for seed in lab.records(variant):
+    seeds = list(lab.records(variant))
+    for seed in track(seeds, f"routing, {variant.name}", console=lab.pool.console, transient=True):
         model = lab.model(variant, seed)
         at_once = max(1, _BATCH // model.config.max_position_embeddings)
         tables[seed] = collect(model, lab.tokenizer(variant, seed), texts, batch_size=at_once, max_tokens=limit)

@@ -90,6 +90,7 @@ def _mean_curve(by_seed: dict[int, dict[int, float]]) -> dict[int, float]:
 
 
 def probe(variant: Variant, lost: dict[str, dict[int, dict[int, float]]], setting: str) -> Claim:
+    """Whether each seed's model lost as much as an earlier probe's; some doing so leaves it open."""
     means = [statistics.fmean(curve.values()) for curve in lost[variant.name].values()]
     windows = [share for curve in lost[variant.name].values() for share in curve.values()]
     inside = [PROBE[0] <= mean <= PROBE[1] for mean in means]
