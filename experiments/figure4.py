@@ -62,8 +62,8 @@ def result(lab: Lab) -> Result:
         Claim(
             "Expert load differs by task and source.",
             agreement(elsewhere, "higher"),
-            "Share of a text's choices that would have to move to get the overall load, beyond what so few tokens give by "
-            f"chance, averaged over the texts: {nats(elsewhere)}.",
+            "Share of a text's choices that would have to move to get the overall load, beyond what so few tokens give "
+            f"by chance, averaged over the texts: {nats(elsewhere)}.",
         ),
         Claim(
             "FFN experts per token differ by task and source, and the same ones get more in every seed's model.",

@@ -79,7 +79,7 @@ def result(lab: Lab) -> Result:
 
 
 def same(difference: Paired, margin: float) -> Outcome:
-    """The outcome of a claim that nothing differs: whether the interval lies within the margin; that it spans 0 alone would not say so."""
+    """Of a claim that nothing differs: the interval lies within the margin; that it spans 0 would not do."""
     if -margin <= difference.low and difference.high <= margin:
         return "agrees"
     return "unresolved" if difference.sign == "unresolved" else "disagrees"
