@@ -92,10 +92,7 @@ def compare_pairs(lab: Lab, pairs: Sequence[Pair], *, flops_over: Variant) -> Co
         ],
         {
             "models": data,
-            "differences": {
-                label: {"mean": found.mean, "low": found.low, "high": found.high, "values": found.values}
-                for label, found in differences.items()
-            },
+            "differences": {label: found.values for label, found in differences.items()},
         },
     )
 
@@ -140,7 +137,7 @@ def panels(found: Result, figure: "Figure", *before: float) -> "list[Axes]":
     heights = [*before, *(0.85 + 0.34 * len(rows) for rows in (differences, data))]
     figure.set_size_inches(7.2, sum(heights))
     *above, upper, lower = figure.subplots(len(heights), 1, height_ratios=heights)
-    rows = {textwrap.fill(label, _WRAP): one["values"] for label, one in differences.items()}
+    rows = {textwrap.fill(label, _WRAP): values for label, values in differences.items()}
     draw_differences(upper, rows, colour=COLOURS[0])
     upper.set_xlabel("validation loss, first − second (nats per token)")
     _draw_shares(lower, data)

@@ -19,7 +19,7 @@ def test_a_pair_is_compared_seed_by_seed(lab: Lab) -> None:
     found = compare_pairs(lab, [(ours, theirs)], flops_over=theirs)
     (difference,) = found.data["differences"].values()
     losses = lab.losses(ours), lab.losses(theirs)
-    assert list(difference["values"]) == pytest.approx([losses[0][seed] - losses[1][seed] for seed in lab.scale.seeds])
+    assert list(difference) == pytest.approx([losses[0][seed] - losses[1][seed] for seed in lab.scale.seeds])
     assert found.data["models"][theirs.name]["expert_flops"] == 1
     assert found.data["models"][ours.name]["expert_flops"] < 1
 
