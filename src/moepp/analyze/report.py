@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from .templates import render
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,4 @@ class Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Writes the page."""
-    template = resources.files("moepp.analyze").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    path.write_text(environment.from_string(template).render(report=report), encoding="utf-8")
+    path.write_text(render("report.html.jinja", report=report), encoding="utf-8")

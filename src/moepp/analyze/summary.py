@@ -1,0 +1,95 @@
+"""Everything the page and the figures show of one table, computed once: a million tokens take seconds a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import EXPERT_TYPES, ExpertType
+from .relations import (
+    LayerCorrelation,
+    LossByExperts,
+    RouterEntropy,
+    ScoreDensity,
+    layer_correlation,
+    loss_by_experts,
+    router_entropy,
+    score_density,
+)
+from .routing_table import RoutingTable
+from .tables import (
+    Dropped,
+    ExpertLoad,
+    ExpertsPerToken,
+    Imbalance,
+    TokenTypes,
+    dropped,
+    expert_load,
+    experts_per_token,
+    imbalance,
+    load_aim,
+    token_types,
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table and what the functions of :mod:`.tables` and :mod:`.relations` say of it."""
+
+    table: RoutingTable
+    vanilla: bool
+    """No zero-computation experts: every token uses K FFN experts."""
+    aim: float
+    """FFN experts per token once tau's balance holds (Table 1)."""
+    loss: float
+    """Mean over the predicted tokens, nats; NaN where none was."""
+    per_token: Mapping[ExpertType, ExpertsPerToken]
+    by_source: ExpertsPerToken
+    """FFN experts."""
+    types: Mapping[ExpertType, TokenTypes]
+    """Every token type that occurs."""
+    load: ExpertLoad
+    load_by_source: ExpertLoad
+    scores: ScoreDensity
+    entropy: RouterEntropy
+    correlation: LayerCorrelation
+    losses: LossByExperts
+    imbalance: Imbalance
+    dropped: Dropped
+
+    @property
+    def least(self) -> int:
+        """Occurrences that a token type needs to be ranked: a rare one's mean says little."""
+        return int(np.clip(self.table.num_tokens // 2000, 1, 50))
+
+    @property
+    def ffn(self) -> float:
+        """FFN experts per token and layer."""
+        return float(self.per_token["ffn"].mean[0])
+
+    @property
+    def saved(self) -> float:
+        """The share of expert FLOPs against K FFN experts for every token."""
+        return 1 - self.ffn / self.table.top_k
+
+
+def summarize(table: RoutingTable) -> Summary:
+    """All of it; a table has one token at least."""
+    predicted = table.loss[~np.isnan(table.loss)]
+    return Summary(
+        table=table,
+        vanilla=table.layout.num_zero_computation == 0,
+        aim=float(table.top_k * load_aim(table.layout, table.facts.tau)[: table.layout.ffn].sum()),
+        loss=float(predicted.mean(dtype=np.float64)) if len(predicted) else np.nan,
+        per_token={kind: experts_per_token(table, kind) for kind in EXPERT_TYPES},
+        by_source=experts_per_token(table, by="source"),
+        types={kind: token_types(table, kind, min_count=1) for kind in EXPERT_TYPES},
+        load=expert_load(table),
+        load_by_source=expert_load(table, "source"),
+        scores=score_density(table),
+        entropy=router_entropy(table),
+        correlation=layer_correlation(table),
+        losses=loss_by_experts(table),
+        imbalance=imbalance(table),
+        dropped=dropped(table),
+    )
