@@ -25,7 +25,11 @@ def result(lab: Lab) -> Result:
     rise, fall = lab.difference(ROWS[BEST_ROW], ROWS[NONE]), lab.difference(ROWS[MOST_ROW], ROWS[BEST_ROW])
     claims = [
         Claim(f"{BEST} constant experts are better than none: quality rises.", agreement(rise, "lower"), nats(rise)),
-        Claim(f"{CONSTANTS[-1]} are worse than {BEST}: then it falls.", agreement(fall, "higher"), nats(fall)),
+        Claim(
+            f"{CONSTANTS[-1]} constant experts are worse than {BEST}: quality falls.",
+            agreement(fall, "higher"),
+            nats(fall),
+        ),
     ]
     spent = ", ".join(f"{one['expert_flops']:.2f} with {name}" for name, one in data.items())
     limits = [

@@ -79,9 +79,13 @@ class Lab:
         corpus = load_corpus(load_recipe(self.scale.recipe).data)
         return {source.name: list(source.validation) for source in corpus.sources}
 
-    def blocks(self, length: int) -> dict[str, list[Tensor]]:
-        """Held-out text by source in blocks of so many tokens; all of the scale's models have one tokenizer."""
-        tokenizer = self.tokenizer(VANILLA, self.scale.seeds[0])
+    def blocks(self, length: int, variant: Variant = VANILLA) -> dict[str, list[Tensor]]:
+        """Held-out text by source in blocks of so many tokens.
+
+        Args:
+            variant: one that is trained, for its tokenizer: all of the scale's models have the same.
+        """
+        tokenizer = self.tokenizer(variant, self.scale.seeds[0])
         return {source: cut(documents, tokenizer, length) for source, documents in self.text.items()}
 
 

@@ -1,5 +1,6 @@
 """Tables A and B: parts of one layer of the paper's size, timed in turns; nothing is trained."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,10 @@ from moepp.bench.paper import MILLISECONDS, TOKENS
 from moepp.errors import BackendUnavailable
 
 from .lab import Lab
+from .result import Outcome, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .result import Result
 
 DTYPES = (torch.float32, torch.bfloat16)
 ROUNDS = 30
@@ -70,7 +70,20 @@ def numbers(times: Times) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def draw_times(found: "Result", figure: "Figure", labels: Mapping[str, str]) -> None:
+def ratio(part: Mapping[str, float], whole: Mapping[str, float]) -> tuple[float, float]:
+    """Of two medians, and how far half of both quartile distances moves it."""
+    found = part["ms"] / whole["ms"]
+    return found, found * math.hypot(*(one["iqr_ms"] / 2 / one["ms"] for one in (part, whole)))
+
+
+def at_most(value: float, spread: float, bound: float) -> Outcome:
+    """Of a claim that a value is at most the bound; unresolved where the spread reaches over it."""
+    if abs(value - bound) <= spread:
+        return "unresolved"
+    return "agrees" if value < bound else "disagrees"
+
+
+def draw_times(found: Result, figure: "Figure", labels: Mapping[str, str]) -> None:
     """Milliseconds by part, with the paper's beside them; the scale is logarithmic, as parts are decades apart."""
     from .plots import COLOURS
 

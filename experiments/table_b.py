@@ -7,8 +7,8 @@ from moepp.bench.paper import FLOPS, MILLISECONDS
 
 from .experiment import Experiment
 from .lab import Lab
-from .layer_times import draw_times, layer_times, milliseconds, numbers
-from .result import Claim, Outcome, Result, Table
+from .layer_times import at_most, draw_times, layer_times, milliseconds, numbers, ratio
+from .result import Claim, Result, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +42,12 @@ def result(lab: Lab) -> Result:
         )
     ]
     for dtype, one in data.items():
-        more, spread = overhead(one[PLAIN], one[RESIDUAL])
+        longer, spread = ratio(one[RESIDUAL], one[PLAIN])
         claims.append(
             Claim(
                 f"With the gating residual a router takes no more than the paper's {published:.1%} longer ({dtype}).",
-                at_most(more, spread, published),
-                f"{more:+.1%} ± {spread:.1%}, from the quartiles of both.",
+                at_most(longer - 1, spread, published),
+                f"{longer - 1:+.1%} ± {spread:.1%}, from the quartiles of both.",
             )
         )
     limits = [
@@ -56,19 +56,6 @@ def result(lab: Lab) -> Result:
     ]
     table = Table("Measured, beside the paper's", head, rows, "Median ± distance between quartiles.")
     return Result(tables=[table], claims=claims, limits=limits, data=data)
-
-
-def overhead(plain: dict[str, float], residual: dict[str, float]) -> tuple[float, float]:
-    """How much longer the second takes as a share of the first, and how far half of the quartile distances go."""
-    spread = (plain["iqr_ms"] ** 2 + residual["iqr_ms"] ** 2) ** 0.5 / 2
-    return residual["ms"] / plain["ms"] - 1, spread / plain["ms"]
-
-
-def at_most(value: float, spread: float, bound: float) -> Outcome:
-    """Of a claim that a value is at most the bound; unresolved where the spread reaches over it."""
-    if abs(value - bound) <= spread:
-        return "unresolved"
-    return "agrees" if value < bound else "disagrees"
 
 
 def draw(found: Result, figure: "Figure") -> None:

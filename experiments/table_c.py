@@ -9,7 +9,7 @@ by construction, which is the control.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +48,7 @@ def disabled_types(name: str) -> list[ExpertType]:
     return [kind for kind in KINDS if kind in name]
 
 
-def intervention(way: str, kinds: list[ExpertType], layout: ExpertLayout, device: str) -> dict[str, Any]:
+def intervention(way: str, kinds: Sequence[ExpertType], layout: ExpertLayout, device: str) -> dict[str, Any]:
     """Arguments of the model's forward that disable all experts of these types."""
     ids = torch.tensor([expert for kind in kinds for expert in layout.indices(kind)], dtype=torch.long, device=device)
     if way == "re-routed":
@@ -64,30 +64,40 @@ def intervention(way: str, kinds: list[ExpertType], layout: ExpertLayout, device
 def result(lab: Lab) -> Result:
     """Both ways for all of the paper's rows."""
     seeds = list(lab.records(MOEPP))
+    text = lab.blocks(lab.run(MOEPP, seeds[0]).recipe().data.sequence_length, MOEPP)
+    blocks = {source: _spread(all_).to(lab.device) for source, all_ in text.items()}
     data: dict[str, Any] = {way: {name: {"loss": {}, "ffn_per_token": {}} for name in paper.TABLE_C} for way in WAYS}
-    shares: dict[ExpertType, list[float]] = {kind: [] for kind in KINDS}
-    for seed, model, blocks in track(_models(lab, seeds), "disabling experts", len(seeds), console=lab.pool.console):
-        layout = model.config.moe.layout()
-        for way in WAYS:
-            for name, into in data[way].items():
-                how = intervention(way, disabled_types(name), layout, lab.device)
-                losses, stats = _measure(model, blocks, how)
-                into["loss"][seed] = losses | {"mean": statistics.fmean(losses.values())}
-                into["ffn_per_token"][seed] = statistics.fmean(one.ffn_per_token(layout) for one in stats)
-                if not disabled_types(name) and way == WAYS[0]:
-                    for kind in KINDS:
-                        shares[kind].append(statistics.fmean(one.shares(layout)[kind] for one in stats))
-    data["shares"] = shares
-    return Result(tables=_tables(data), claims=_claims(data), limits=_limits(lab, data), data=data)
+    data["shares"] = {kind: [] for kind in KINDS}
+    for seed in track(seeds, "disabling experts, a model at a time", console=lab.pool.console, transient=True):
+        _one_model(lab.model(MOEPP, seed), seed, blocks, data)
+    return Result(tables=_tables(data), claims=_claims(data), limits=_limits(lab), data=data)
 
 
-def _models(lab: Lab, seeds: list[int]) -> Iterator[tuple[int, MoEPPForCausalLM, dict[str, Tensor]]]:
-    for seed in seeds:
-        all_ = lab.blocks(lab.run(MOEPP, seed).recipe().data.sequence_length)
-        yield seed, lab.model(MOEPP, seed), {name: _spread(blocks).to(lab.device) for name, blocks in all_.items()}
+def _one_model(model: MoEPPForCausalLM, seed: int, blocks: Mapping[str, Tensor], data: dict[str, Any]) -> None:
+    """Measures one model's part of ``data``."""
+    layout = model.config.moe.layout()
+    measured: dict[tuple[str, ...], tuple[dict[str, float], list[RoutingStats]]] = {}
+    for way in WAYS:
+        for name, into in data[way].items():
+            kinds = effective(way, disabled_types(name))
+            key = (way, *kinds) if kinds else ()
+            if key not in measured:
+                how = intervention(way, kinds, layout, str(model.device)) if kinds else {}
+                measured[key] = _measure(model, blocks, how)
+            losses, stats = measured[key]
+            into["loss"][seed] = losses | {"mean": statistics.fmean(losses.values())}
+            into["ffn_per_token"][seed] = statistics.fmean(one.ffn_per_token(layout) for one in stats)
+    _, stats = measured[()]
+    for kind, found in data["shares"].items():
+        found.append(statistics.fmean(one.shares(layout)[kind] for one in stats))
 
 
-def _spread(blocks: list[Tensor]) -> Tensor:
+def effective(way: str, kinds: Sequence[ExpertType]) -> list[ExpertType]:
+    """The types whose disabling changes what the model computes: a lost zero expert adds nothing, as before."""
+    return [kind for kind in kinds if way != "lost" or kind != "zero"]
+
+
+def _spread(blocks: Sequence[Tensor]) -> Tensor:
     count = min(_BLOCKS, len(blocks))
     return torch.stack([blocks[index * len(blocks) // count] for index in range(count)])
 
@@ -174,14 +184,14 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     return claims
 
 
-def _limits(lab: Lab, data: Mapping[str, Any]) -> list[str]:
+def _limits(lab: Lab) -> list[str]:
     combine = lab.run(MOEPP, lab.scale.seeds[0]).recipe().model.get("combine")
     return [
         "The paper does not say what becomes of a disabled expert's slot; it scores WinoGrande, at which small models "
         "guess, so ours is the loss on held-out text.",
         f"Lost: the other slot keeps the weight that combine={combine} gave it among both, as when an expert is full; "
         "dividing again would make the one expert left count for two. A lost zero expert changes nothing by "
-        "construction: those differences are 0, and rows that differ by zero alone are equal.",
+        "construction: that difference is 0, and rows that differ by zero alone are equal.",
         "Re-routed: a slot may fall to an FFN expert, so that the model computes more, not less; see FFN experts per "
         "token.",
         "The models were trained with all types; what a model trained without one loses is Table 5's question.",

@@ -119,6 +119,7 @@ def _text(table: RoutingTable, extracts: Sequence[Extract], shown: np.ndarray) -
 
 def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, Any]:
     table, scores, losses = summary.table, summary.scores, summary.losses
+    by_source = summary.per_token_by_source["ffn"]
     loads = dict(zip(summary.load_by_source.groups, summary.load_by_source.share, strict=True))
     correlations = {"first": summary.correlation.first, "ffn": summary.correlation.ffn}
     return {
@@ -135,9 +136,7 @@ def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, A
         "load": [["all text", _round(summary.load.share[0], 4)]]
         + [[source, _round(share, 4)] for source, share in loads.items() if len(loads) > 1],
         "ffn_by_layer": _round(summary.per_token["ffn"].layers[0]),
-        "ffn_by_source": [
-            list(pair) for pair in zip(summary.by_source.groups, _round(summary.by_source.mean), strict=True)
-        ],
+        "ffn_by_source": [list(pair) for pair in zip(by_source.groups, _round(by_source.mean), strict=True)],
         "scores": [
             {"mean": _round(mean, 4), "variance": _round(variance, 5), "density": _round(density)}
             for mean, variance, density in zip(scores.mean, scores.variance, scores.overall, strict=True)

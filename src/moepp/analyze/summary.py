@@ -1,4 +1,4 @@
-"""Everything the page and the figures show of one table, computed once: a million tokens take seconds a time."""
+"""What the command, the page and the figures show of one table, computed once: a million tokens take seconds a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ import numpy as np
 
 from ..config import EXPERT_TYPES, ExpertType
 from .relations import (
+    ByPosition,
     LayerCorrelation,
     LossByExperts,
     RouterEntropy,
     ScoreDensity,
+    by_position,
     layer_correlation,
     loss_by_experts,
     router_entropy,
@@ -44,8 +46,7 @@ class Summary:
     loss: float
     """Mean over the predicted tokens, nats; NaN where none was."""
     per_token: Mapping[ExpertType, ExpertsPerToken]
-    by_source: ExpertsPerToken
-    """FFN experts."""
+    per_token_by_source: Mapping[ExpertType, ExpertsPerToken]
     types: Mapping[ExpertType, TokenTypes]
     """Every token type that occurs."""
     load: ExpertLoad
@@ -54,6 +55,7 @@ class Summary:
     entropy: RouterEntropy
     correlation: LayerCorrelation
     losses: LossByExperts
+    positions: ByPosition
     imbalance: Imbalance
     dropped: Dropped
 
@@ -82,7 +84,7 @@ def summarize(table: RoutingTable) -> Summary:
         aim=float(table.top_k * load_aim(table.layout, table.facts.tau)[: table.layout.ffn].sum()),
         loss=float(predicted.mean(dtype=np.float64)) if len(predicted) else np.nan,
         per_token={kind: experts_per_token(table, kind) for kind in EXPERT_TYPES},
-        by_source=experts_per_token(table, by="source"),
+        per_token_by_source={kind: experts_per_token(table, kind, by="source") for kind in EXPERT_TYPES},
         types={kind: token_types(table, kind, min_count=1) for kind in EXPERT_TYPES},
         load=expert_load(table),
         load_by_source=expert_load(table, "source"),
@@ -90,6 +92,7 @@ def summarize(table: RoutingTable) -> Summary:
         entropy=router_entropy(table),
         correlation=layer_correlation(table),
         losses=loss_by_experts(table),
+        positions=by_position(table),
         imbalance=imbalance(table),
         dropped=dropped(table),
     )

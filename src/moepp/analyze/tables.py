@@ -8,7 +8,7 @@ through: dropped choices don't count. An expert's *load* is what the router aske
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -64,6 +64,12 @@ class TokenTypes:
     low: Float64[np.ndarray, "V"]
     """The interval's ends, at 95 %; NaN for a single occurrence."""
     high: Float64[np.ndarray, "V"]
+
+    def at_least(self, count: int) -> "TokenTypes":
+        """Those that occur so often."""
+        kept = np.flatnonzero(self.count >= count)
+        arrays = {name: getattr(self, name)[kept] for name in ("token", "count", "mean", "low", "high")}
+        return replace(self, text=tuple(self.text[index] for index in kept), **arrays)
 
 
 @dataclass(frozen=True)

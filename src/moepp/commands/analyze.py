@@ -1,16 +1,18 @@
 """``moepp analyze``: what the experts of one model or several do on the same text."""
 
 import glob
+import importlib.util
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
-from ..analyze import RoutingTable, Text, collect, fingerprint
+from ..analyze import RoutingTable, Summary, Text, collect, fingerprint, save_figures, save_page, summarize
 from ..analyze.text import require_context
 from ..bench import command, facts
 from ..errors import ConfigError, DataError
@@ -21,6 +23,7 @@ from .generate import open_saved
 from .options import require_at_least_one
 from .texts import STDLIB, held_out_fraction, read_texts
 
+logger = logging.getLogger("moepp.analyze")
 ANALYSIS, PAGE, FIGURES = "analysis.json", "report.html", "figures"
 
 
@@ -49,10 +52,13 @@ def run_analyze(models: Sequence[Path], options: AnalyzeOptions) -> None:
     names = _names(models)
     _check(models, options)
     console = Console()
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     tables = _read(models, names, options) if options.tables else _run(models, names, options, console)
-    print_summary(tables, console)
-    _write(tables, options.out)
+    with console.status("summing up"):
+        summaries = {name: summarize(table) for name, table in tables.items()}
+    print_summary(summaries, console)
+    with console.status("drawing"):
+        _write(summaries, options.out)
     console.print(f"written to {options.out}", style="dim", highlight=False, soft_wrap=True)
 
 
@@ -162,12 +168,17 @@ def _require_same_text(tables: dict[str, RoutingTable]) -> None:
             raise DataError(f"--table: the tables of {first} and {name} are of different texts; make both from one")
 
 
-def _write(tables: dict[str, RoutingTable], out: Path) -> None:
-    """What the tables say."""
-    report = facts() | {"tables": {name: analysis(table) for name, table in tables.items()}}
+def _write(summaries: dict[str, Summary], out: Path) -> None:
+    """What the tables say: numbers, the page, and figures where there is matplotlib."""
+    report = facts() | {"tables": {name: analysis(summary) for name, summary in summaries.items()}}
     file = out / ANALYSIS
     try:
         with replacing(file) as incomplete:
             incomplete.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}; choose another --out") from error
+    save_page(summaries, out / PAGE)
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("no figures: they need matplotlib; pip install 'moepp[plots]'")
+    else:
+        save_figures(summaries, out / FIGURES)

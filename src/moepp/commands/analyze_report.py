@@ -10,60 +10,42 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..analyze import (
-    RoutingTable,
-    by_position,
-    dropped,
-    expert_load,
-    experts_per_token,
-    imbalance,
-    layer_correlation,
-    load_aim,
-    loss_by_experts,
-    router_entropy,
-    score_density,
-    token_types,
-)
+from ..analyze import Summary, load_aim
 from ..config import EXPERT_TYPES, ExpertType
 
 MIN_COUNT = 10
 
 
-def analysis(table: RoutingTable) -> dict[str, Any]:
+def analysis(summary: Summary) -> dict[str, Any]:
     """What every function of the table gives, for JSON: arrays as lists, null for what cannot be known."""
-    kinds = _kinds(table)
+    table, kinds = summary.table, _kinds(summary)
     found = {
         "facts": asdict(table.facts),
         "layout": asdict(table.layout),
         "tokens": table.num_tokens,
         "documents": len(table.documents),
-        "loss": mean_loss(table),
+        "loss": summary.loss,
         "load_aim": load_aim(table.layout, table.facts.tau),
-        "expert_load": {by: asdict(expert_load(table, by)) for by in ("all", "source")},
+        "expert_load": {"all": asdict(summary.load), "source": asdict(summary.load_by_source)},
         "experts_per_token": {
-            kind: {by: asdict(experts_per_token(table, kind, by)) for by in ("all", "source")} for kind in kinds
+            kind: {"all": asdict(summary.per_token[kind]), "source": asdict(summary.per_token_by_source[kind])}
+            for kind in kinds
         },
-        "token_types": {kind: asdict(token_types(table, kind, min_count=MIN_COUNT)) for kind in kinds},
-        "imbalance": asdict(imbalance(table)),
-        "dropped": asdict(dropped(table)),
-        "score_density": asdict(score_density(table)),
-        "router_entropy": asdict(router_entropy(table)),
-        "layer_correlation": asdict(layer_correlation(table)),
-        "loss_by_experts": asdict(loss_by_experts(table)),
-        "by_position": asdict(by_position(table)),
+        "token_types": {kind: asdict(summary.types[kind].at_least(MIN_COUNT)) for kind in kinds},
+        "imbalance": asdict(summary.imbalance),
+        "dropped": asdict(summary.dropped),
+        "score_density": asdict(summary.scores),
+        "router_entropy": asdict(summary.entropy),
+        "layer_correlation": asdict(summary.correlation),
+        "loss_by_experts": asdict(summary.losses),
+        "by_position": asdict(summary.positions),
     }
     return _plain(found)
 
 
-def mean_loss(table: RoutingTable) -> float:
-    """Nats per predicted token; NaN where none was predicted."""
-    predicted = table.loss[~np.isnan(table.loss)]
-    return float(predicted.mean(dtype=np.float64)) if len(predicted) else math.nan
-
-
-def print_summary(tables: Mapping[str, RoutingTable], console: Console) -> None:
+def print_summary(summaries: Mapping[str, Summary], console: Console) -> None:
     """A column for each model."""
-    columns = {name: _column(table) for name, table in tables.items()}
+    columns = {name: _column(summary) for name, summary in summaries.items()}
     rows = dict.fromkeys(row for column in columns.values() for row in column)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column()
@@ -74,33 +56,31 @@ def print_summary(tables: Mapping[str, RoutingTable], console: Console) -> None:
     console.print(shown)
 
 
-def _column(table: RoutingTable) -> dict[str, str]:
-    by_source = experts_per_token(table, by="source")
-    uneven, lost = imbalance(table), dropped(table)
-    entropy = router_entropy(table)
-    aim = table.top_k * load_aim(table.layout, table.facts.tau)[: table.layout.ffn].sum()
+def _column(summary: Summary) -> dict[str, str]:
+    by_source = summary.per_token_by_source["ffn"]
+    zero_computation = _kinds(summary)[1:]
     return {
-        "tokens": f"{table.num_tokens:,}",
-        "  seen at once": f"{table.facts.window:,}",
-        "loss, nats per token": _number(mean_loss(table)),
-        "FFN experts per token": _number(experts_per_token(table).mean[0]),
-        "  aimed at": _number(aim),
+        "tokens": f"{summary.table.num_tokens:,}",
+        "  seen at once": f"{summary.table.facts.window:,}",
+        "loss, nats per token": _number(summary.loss),
+        "FFN experts per token": _number(summary.ffn),
+        "  aimed at": _number(summary.aim),
         **{
             f"  {source}": _number(mean)
             for source, mean in zip(by_source.groups, by_source.mean.tolist(), strict=True)
             if len(by_source.groups) > 1
         },
-        **{f"{kind} experts per token": _number(experts_per_token(table, kind).mean[0]) for kind in _kinds(table)[1:]},
-        "busiest FFN expert, × mean": _number(uneven.ffn_max.mean()),
-        "busiest expert, × its aim": _number(uneven.all_max.mean()),
-        "router entropy, of log E": _number(entropy.share.mean()),
-        "dropped": f"{100 * lost.total:.1f} %",
+        **{f"{kind} experts per token": _number(summary.per_token[kind].mean[0]) for kind in zero_computation},
+        "busiest FFN expert, × mean": _number(summary.imbalance.ffn_max.mean()),
+        "busiest expert, × its aim": _number(summary.imbalance.all_max.mean()),
+        "router entropy, of log E": _number(summary.entropy.share.mean()),
+        "dropped": f"{100 * summary.dropped.total:.1f} %",
     }
 
 
-def _kinds(table: RoutingTable) -> list[ExpertType]:
+def _kinds(summary: Summary) -> list[ExpertType]:
     """Those that the model has; FFN experts, the first, it always has."""
-    return [kind for kind in EXPERT_TYPES if table.layout.count(kind)]
+    return [kind for kind in EXPERT_TYPES if summary.table.layout.count(kind)]
 
 
 def _number(value: float) -> str:
