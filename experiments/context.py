@@ -171,12 +171,12 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     return [
         Claim(
             f"At least {STABLE:.0%} of the tokens keep their experts, {window}.",
-            _inside(kept, STABLE, math.inf),
+            in_range(kept, STABLE, math.inf),
             _percent(kept),
         ),
         Claim(
             f"The FFN experts per token change by less than {DRIFT}, {window}.",
-            _inside(drift, -DRIFT, DRIFT),
+            in_range(drift, -DRIFT, DRIFT),
             nats(drift),
         ),
         Claim(
@@ -197,7 +197,7 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     ]
 
 
-def _inside(found: Paired, low: float, high: float) -> Outcome:
+def in_range(found: Paired, low: float, high: float) -> Outcome:
     """Of a claim that a value lies in a range, by its interval."""
     if low <= found.low and found.high <= high:
         return "agrees"
@@ -226,7 +226,7 @@ def draw(found: Result, figure: "Figure") -> None:
     axes.set_ylabel(f"as with {lengths[0]:,} tokens\n(% of tokens, mean over layers)")
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths[1:], [f"{length:,}" for length in lengths[1:]])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     bounds = data["positions"]
     middles = [(begin + stop) / 2 for begin, stop in pairwise(bounds)]
     for name, label in (("ffn", "FFN experts per token"), ("loss", "loss (nats per token)")):
@@ -245,7 +245,8 @@ def draw(found: Result, figure: "Figure") -> None:
         grid[name].set_xlabel("position in the window (tokens)")
         grid[name].set_ylabel(label)
         grid[name].set_xscale("log", base=2)
-        grid[name].legend(fontsize=7)
+        grid[name].set_xticks(bounds[1::2], [f"{bound:,}" for bound in bounds[1::2]], fontsize=8)
+        grid[name].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 EXPERIMENT = Experiment(

@@ -13,6 +13,7 @@ from moepp.data import digest
 from moepp.errors import DataError
 from moepp.evaluate import VALIDATION_FRACTION, Evaluation, Score, evaluate_tasks, items_hash
 from moepp.evaluate.stdlib_tasks import stdlib_items
+from moepp.files import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,9 +50,8 @@ def evaluated(lab: "Lab", variant: "Variant", seed: int) -> Evaluation:
     if found is None:
         found = lab.questions.evaluate(lab.model(variant, seed), lab.tokenizer(variant, seed))
         content = {"items": key, "scores": [dataclasses.asdict(score) for score in found.scores]}
-        aside = path.with_suffix(".incomplete")
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        with replacing(path) as incomplete:
+            incomplete.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return found
 
 

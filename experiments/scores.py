@@ -179,7 +179,7 @@ def draw(found: Result, figure: "Figure") -> None:
     axes.axvline(0, color="#666666", linewidth=1)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy − vanilla's (points): each seed, and 95 % interval of the mean")
+    axes.set_xlabel("accuracy − vanilla's (points)\neach seed, and 95 % interval of the mean")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 

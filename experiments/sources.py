@@ -71,6 +71,9 @@ def result(lab: Lab) -> Result:
             "capacity.",
             "What the models never saw is made by a generator: Python's library has no running text in another "
             "language. Letters moved by 13 places are tokens that the models know, in orders that they don't.",
+            "A vanilla token has two FFN experts, so none can have more than half of the choices: of 8 experts, "
+            "max/mean is at most 4. A MoE++ token may have one FFN expert beside a zero-computation expert, so one can "
+            "have all (8). Part of what separates the models is this.",
             "Balanced over the mixture in training does not mean balanced on each source: a specialised expert looks "
             "unbalanced here.",
         ],
