@@ -54,8 +54,8 @@ def result(lab: Lab) -> Result:
             f"At most {most:.1%}: a {kind} expert at {size:,} tokens.",
         ),
         Claim(
-            f"An FFN expert's time is at first that of reading its weights: {BATCHES[1]} tokens take less than twice as "
-            "long as one.",
+            f"An FFN expert's time is at first that of reading its weights: {BATCHES[1]} tokens take less than twice "
+            "as long as one.",
             "agrees" if knee > BATCHES[1] else "disagrees",
             f"One token takes as long as {data['1']['ffn']['seconds'] / largest:.0f} tokens of a large batch, "
             f"{bytes_ / data['1']['ffn']['seconds'] / 1e9:.1f} GB of weights a second; from {knee:,} tokens on, most "

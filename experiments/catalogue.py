@@ -9,7 +9,6 @@ from .experiment import Experiment
 NAMES = (
     "headline",
     "table3",
-    "scores",
     "table4",
     "table5",
     "table6",
@@ -28,6 +27,7 @@ NAMES = (
     "balance_loss",
     "smallest",
     "same_flops",
+    "scores",
     "context",
     "perturbation",
     "batches",

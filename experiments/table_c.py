@@ -24,6 +24,7 @@ from moepp.model import MoEPPForCausalLM
 from . import paper
 from .compare import all_agree, differences, draw_differences, plus_minus
 from .experiment import Experiment
+from .held_out import measure, spread
 from .lab import Lab
 from .paired import Paired, interval
 from .result import Claim, Result, Table
@@ -38,7 +39,6 @@ ALL, NONE_LEFT = "all", "−all three"
 WAYS = ("re-routed", "lost")
 _BLOCKS = 32
 """Of each source's held-out text."""
-_BATCH = 8
 
 
 def disabled_types(name: str) -> list[ExpertType]:
@@ -65,7 +65,7 @@ def result(lab: Lab) -> Result:
     """Both ways for all of the paper's rows."""
     seeds = list(lab.records(MOEPP))
     text = lab.blocks(lab.run(MOEPP, seeds[0]).recipe().data.sequence_length, MOEPP)
-    blocks = {source: _spread(all_).to(lab.device) for source, all_ in text.items()}
+    blocks = {source: spread(all_, _BLOCKS) for source, all_ in text.items()}
     data: dict[str, Any] = {way: {name: {"loss": {}, "ffn_per_token": {}} for name in paper.TABLE_C} for way in WAYS}
     data["shares"] = {kind: [] for kind in KINDS}
     for seed in track(seeds, "disabling experts, a model at a time", console=lab.pool.console, transient=True):
@@ -83,7 +83,7 @@ def _one_model(model: MoEPPForCausalLM, seed: int, blocks: Mapping[str, Tensor],
             key = (way, *kinds) if kinds else ()
             if key not in measured:
                 how = intervention(way, kinds, layout, str(model.device)) if kinds else {}
-                measured[key] = _measure(model, blocks, how)
+                measured[key] = measure(model, blocks, **how)
             losses, stats = measured[key]
             into["loss"][seed] = losses | {"mean": statistics.fmean(losses.values())}
             into["ffn_per_token"][seed] = statistics.fmean(one.ffn_per_token(layout) for one in stats)
@@ -95,28 +95,6 @@ def _one_model(model: MoEPPForCausalLM, seed: int, blocks: Mapping[str, Tensor],
 def effective(way: str, kinds: Sequence[ExpertType]) -> list[ExpertType]:
     """The types whose disabling changes what the model computes: a lost zero expert adds nothing, as before."""
     return [kind for kind in kinds if way != "lost" or kind != "zero"]
-
-
-def _spread(blocks: Sequence[Tensor]) -> Tensor:
-    count = min(_BLOCKS, len(blocks))
-    return torch.stack([blocks[index * len(blocks) // count] for index in range(count)])
-
-
-def _measure(
-    model: MoEPPForCausalLM, blocks: Mapping[str, Tensor], how: Mapping[str, Any]
-) -> tuple[dict[str, float], list[RoutingStats]]:
-    """Nats per token by source, and each layer's counts over all of them."""
-    losses, totals = {}, []
-    with torch.inference_mode():
-        for source, all_ in blocks.items():
-            nats_ = 0.0
-            for batch in all_.split(_BATCH):
-                out = model(input_ids=batch, labels=batch, use_cache=False, **how)
-                nats_ += float(out.lm_loss) * len(batch)
-                stats = out.routing_stats
-                totals = [a + b for a, b in zip(totals, stats, strict=True)] if totals else list(stats)
-            losses[source] = nats_ / len(all_)
-    return losses, totals
 
 
 def change(data: Mapping[str, Any], way: str, name: str, *, base: str = ALL, source: str = "mean") -> Paired:
