@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from experiments import entry
+from experiments.catalogue import experiment
 from experiments.lab import Lab
 from experiments.result import Result
+
+from .toy import fill
 
 
 def _code(arguments: list[str]) -> int:
@@ -39,6 +42,7 @@ def test_an_experiment_is_run_from_its_own_file_too(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(entry, "scale_of", lambda name: lab.scale)
+    fill(lab, experiment("table3").runs(lab.scale))
     monkeypatch.setattr(sys, "argv", ["table3.py", "--pool", str(lab.pool.folder), "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         entry.main("table3")

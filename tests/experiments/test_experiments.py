@@ -14,12 +14,14 @@ from experiments.plots import save
 from experiments.result import Result
 from experiments.show import show
 
+from .toy import fill
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_trains_measures_writes_and_draws(name: str, lab: Lab, tmp_path: Path) -> None:
     one = experiment(name)
     assert one.name == name
-    assert lab.pool.fill(one.runs(lab.scale))
+    fill(lab, one.runs(lab.scale))
     result = one.measure(lab)
     path = result.write(tmp_path)
     assert Result.read(path).tables == Result.read(result.write(tmp_path)).tables

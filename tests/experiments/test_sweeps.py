@@ -7,6 +7,8 @@ from experiments.lab import Lab
 from experiments.sweep import compare_pairs, models
 from experiments.variants import MOEPP, SHARED, VANILLA, with_tau
 
+from .toy import fill
+
 
 def test_models_of_pairs_are_named_once_with_bases_first() -> None:
     others = [with_tau(0.1), with_tau(1.0)]
@@ -15,7 +17,7 @@ def test_models_of_pairs_are_named_once_with_bases_first() -> None:
 
 def test_a_pair_is_compared_seed_by_seed(lab: Lab) -> None:
     ours, theirs = MOEPP.short(), VANILLA.short()
-    assert lab.pool.fill([lab.run(variant, seed) for variant in (ours, theirs) for seed in lab.scale.seeds])
+    fill(lab, [lab.run(variant, seed) for variant in (ours, theirs) for seed in lab.scale.seeds])
     found = compare_pairs(lab, [(ours, theirs)], flops_over=theirs)
     (difference,) = found.data["differences"].values()
     losses = lab.losses(ours), lab.losses(theirs)
@@ -27,7 +29,7 @@ def test_a_pair_is_compared_seed_by_seed(lab: Lab) -> None:
 def test_a_shared_expert_s_flops_count(lab: Lab) -> None:
     (shared,) = [lab.run(SHARED, seed) for seed in lab.scale.seeds[:1]]
     twin = lab.run(VANILLA.short(), lab.scale.seeds[0])
-    assert lab.pool.fill([shared, twin])
+    fill(lab, [shared, twin])
     width = 24 / 40  # .6 of the toy's width
     assert lab.pool.record(shared).expert_flops == pytest.approx(width * lab.pool.record(twin).expert_flops)
     assert SHARED in same_flops.OTHERS

@@ -2,6 +2,8 @@
 
 import pydoc_data.topics
 import textwrap
+import time
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from rich.console import Console
 from experiments.evaluated import Questions
 from experiments.lab import Lab
 from experiments.pool import Pool
+from experiments.runs import Run
 from experiments.scales import Scale
 from moepp.evaluate import Evaluation, Score
 
@@ -22,9 +25,19 @@ if TYPE_CHECKING:
 
 
 def toy_scale(folder: Path) -> Scale:
-    """Its recipe and its text are written to ``folder``."""
+    """Its recipe and its text lie in ``folder``; the first who asks writes them there."""
+    try:
+        folder.mkdir(parents=True)
+        _write(folder)
+    except FileExistsError:
+        while not (folder / "toy.yaml").is_file():
+            time.sleep(0.05)
+    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), layer="tiny")
+
+
+def _write(folder: Path) -> None:
     texts = folder / "texts"
-    texts.mkdir(parents=True)
+    texts.mkdir()
     topics = sorted(pydoc_data.topics.topics.items())
     for index, (_, text) in enumerate(topics[:40]):
         (texts / f"topic-{index}.txt").write_text(text[:4000], encoding="utf-8")
@@ -60,13 +73,14 @@ def toy_scale(folder: Path) -> Scale:
             "per_device_train_batch_size": 4,
             "per_device_eval_batch_size": 32,
             "logging_steps": 2,
-            "save_steps": 3,
+            "save_steps": 6,
             "eval_steps": 6,
             "use_cpu": True,
+            "report_to": "none",
         },
     }
-    (folder / "toy.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), layer="tiny")
+    (folder / "aside.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (folder / "aside.yaml").rename(folder / "toy.yaml")
 
 
 class Guesses(Questions):
@@ -103,5 +117,11 @@ def _score(task: str, score: float, tokens: int) -> Score:
 
 
 def toy_lab(folder: Path) -> Lab:
-    """An empty pool beside the recipe."""
+    """A pool beside the recipe."""
     return Lab(toy_scale(folder), Pool(folder / "pool", console=Console(file=StringIO())), questions=Guesses())
+
+
+def fill(lab: Lab, runs: Sequence[Run]) -> None:
+    """Trains what is missing, and waits for what another worker trains."""
+    while not lab.pool.fill(runs):
+        time.sleep(0.05)
