@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from moepp.data import digest
 from moepp.errors import DataError
 from moepp.evaluate import VALIDATION_FRACTION, Evaluation, Score, evaluate_tasks, items_hash
+from moepp.evaluate.stdlib_tasks import stdlib_items
 from moepp.files import replacing
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .variants import Variant
 
 SCORES_FILE = "scores.json"
+KINDS = ("summary", "line", "name")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ class Questions:
 
     def key(self) -> str:
         """Of the items: scores on others are not theirs."""
-        return digest(items_hash(kind, VALIDATION_FRACTION) for kind in ("summary", "line", "name"))
+        return digest(items_hash(kind, VALIDATION_FRACTION) for kind in KINDS)
+
+    def prompts(self) -> dict[str, list[str]]:
+        """By task, what is asked; cloze asks what name asks."""
+        return {kind: [item["context"] for item in stdlib_items(kind, VALIDATION_FRACTION)] for kind in KINDS}
 
     def evaluate(self, model: "MoEPPForCausalLM", tokenizer: "PreTrainedTokenizerBase") -> Evaluation:
         return evaluate_tasks(model, tokenizer, ["stdlib"])

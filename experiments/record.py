@@ -43,13 +43,13 @@ class Record:
     bits_per_byte: dict[str, float] = dataclasses.field(default_factory=dict)
     """By source; ``all`` over the mixture."""
     expert_flops: float = 0.0
-    """Of the routed FFN experts in training, forward and backward (twice the forward's)."""
+    """Of the FFN experts in training, routed and shared, forward and backward (twice the forward's)."""
     ffn_share_target: float = 0.0
     """The share of choices for FFN experts that tau's balance implies (Table 1)."""
     ffn_share: list[float] = dataclasses.field(default_factory=list)
     """By layer, on held-out text."""
     ffn_per_token: float = 0.0
-    """FFN experts per token on held-out text, averaged over layers."""
+    """Routed FFN experts per token on held-out text, averaged over layers."""
     load: list[list[float]] = dataclasses.field(default_factory=list)
     """By layer, each expert's share of the choices on held-out text."""
     dropped: float = 0.0
@@ -94,6 +94,7 @@ def record(run: Run, key: str, result: TrainResult, folder: Path, seconds: float
     layout = config.moe.layout()
     stats = _held_out_routing(result)
     forward_flops = 2 * 3 * config.hidden_size * config.intermediate_size * config.num_hidden_layers
+    routed = sum(_by_step(log, "ffn_per_token", steps))
     sources = validation_sources(metrics)
     return Record(
         variant=run.variant.name,
@@ -109,7 +110,7 @@ def record(run: Run, key: str, result: TrainResult, folder: Path, seconds: float
         source_loss={source: metrics[f"eval_{source}_loss"] for source in sources},
         bits_per_byte={source: metrics[f"eval_{source}_bits_per_byte"] for source in sources}
         | {"all": metrics["eval_bits_per_byte"]},
-        expert_flops=3 * forward_flops * tokens_per_step * sum(_by_step(log, "ffn_per_token", steps)),
+        expert_flops=3 * forward_flops * tokens_per_step * (routed + steps * config.num_shared_experts),
         ffn_share_target=config.moe.ffn_share(),
         ffn_share=[layer.shares(layout)["ffn"] for layer in stats],
         ffn_per_token=sum(layer.ffn_per_token(layout) for layer in stats) / len(stats),

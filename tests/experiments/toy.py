@@ -89,6 +89,9 @@ class Guesses(Questions):
     def key(self) -> str:
         return "guesses"
 
+    def prompts(self) -> dict[str, list[str]]:
+        return {"line": ["def find(self):", "for name in"], "name": ["self.find = find"]}
+
     def evaluate(self, model: "MoEPPForCausalLM", tokenizer: "PreTrainedTokenizerBase") -> Evaluation:
         tasks = {"line": 0.3 + model.config.tau / 10, "name": 0.25}
         return Evaluation([_score(task, score, model.num_parameters()) for task, score in tasks.items()], [])

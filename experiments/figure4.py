@@ -1,0 +1,160 @@
+"""Figure 4: expert load per layer by task and source, and FFN experts per token."""
+
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moepp.analyze import expert_load, experts_per_token
+from moepp.analyze.tables import ExpertLoad
+
+from . import paper
+from .experiment import Experiment
+from .lab import Lab
+from .paired import interval
+from .result import Claim, Result, Table
+from .routed import held_out, prompts, route
+from .text import agreement, nats
+from .variants import MOEPP
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def result(lab: Lab) -> Result:
+    """The scale's sources and the prompts of its evaluation tasks instead of the paper's tasks."""
+    tables = route(lab, MOEPP, [*held_out(lab), *prompts(lab)])
+    loads = {seed: expert_load(table, "source") for seed, table in tables.items()}
+    per_token = {}
+    for seed, table in tables.items():
+        found = experts_per_token(table, "ffn", "source")
+        per_token[seed] = dict(zip(found.groups, found.mean.tolist(), strict=True))
+    first = next(iter(tables.values()))
+    sizes = dict(zip(first.sources, np.bincount(first.source).tolist(), strict=True))
+    rows = []
+    for index, group in enumerate(first.sources):
+        values = [by_group[group] for by_group in per_token.values()]
+        moved = [_distance(load, index) for load in loads.values()]
+        rows.append(
+            [
+                group,
+                f"{sizes[group]:,}",
+                f"{statistics.fmean(values):.3f}",
+                ", ".join(f"{value:.3f}" for value in values),
+                f"{statistics.fmean(moved):.1%}",
+            ]
+        )
+    head = ["", "tokens", "FFN experts per token", "by seed", "load elsewhere than overall"]
+    note = (
+        "Averaged over layers. Load elsewhere: the share of choices to be moved to get the load of all text together."
+    )
+    published = Table(
+        "The paper: FFN experts per token, least and most of its tasks",
+        ["", "FFN experts per token"],
+        [[task, f"{value:.3f}"] for task, value in paper.FIGURE_4.items()],
+    )
+    spread = interval(list(spreads(per_token).values()))
+    widest = [max(one.values()) - min(one.values()) for one in per_token.values()]
+    moved = [[_distance(load, index) - _chance(load, index) for index in range(len(sizes))] for load in loads.values()]
+    elsewhere = interval([statistics.fmean(one) for one in moved])
+    claims = [
+        Claim(
+            "Expert load differs by task and source.",
+            agreement(elsewhere, "higher"),
+            "Share of a text's choices that would have to move to get the overall load, beyond what so few tokens give "
+            f"by chance, averaged over the texts: {nats(elsewhere)}.",
+        ),
+        Claim(
+            "FFN experts per token differ by task and source, and the same ones get more in every seed's model.",
+            agreement(spread, "higher"),
+            "Where the other seeds' models compute most less where they compute least, in FFN experts per token: "
+            f"{nats(spread)}. Most less least of one model: {', '.join(f'{value:.3f}' for value in widest)}; the "
+            f"paper's tasks: {paper.FIGURE_4['HellaSwag'] - paper.FIGURE_4['SciQ']:.3f}.",
+        ),
+    ]
+    limits = [
+        "The tasks ask about held-out code of the Python library; they resemble the sources, and each other, more than "
+        "the paper's tasks do. Their prompts are counted, without answers.",
+        "Which expert is which differs by seed, so the drawing shows the first seed's model.",
+    ]
+    data = {
+        "ffn_per_token": per_token,
+        "load": dict(zip(first.sources, next(iter(loads.values())).share.tolist(), strict=True)),
+        "experts": _names(first.layout.ffn, first.layout.constant, first.layout.copy, first.layout.zero),
+    }
+    return Result(tables=[published, Table("Measured", head, rows, note)], claims=claims, limits=limits, data=data)
+
+
+def spreads(per_token: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    """In each seed's model, the text on which the *other* models compute most less the one on which they compute least.
+
+    Chosen on its own numbers, the difference would be positive by construction.
+    """
+    found = {}
+    for seed, values in per_token.items():
+        others = [by_group for other, by_group in per_token.items() if other != seed]
+        mean = {group: statistics.fmean(one[group] for one in others) for group in values} if others else values
+        found[seed] = values[max(mean, key=mean.__getitem__)] - values[min(mean, key=mean.__getitem__)]
+    return found
+
+
+def _distance(load: ExpertLoad, index: int) -> float:
+    """Half of the absolute differences between one text's load and that of all, averaged over layers."""
+    return float(np.abs(load.share[index] - _overall(load)).sum(axis=-1).mean() / 2)
+
+
+def _chance(load: ExpertLoad, index: int) -> float:
+    """What the distance would be for independent choices out of the overall load: E|x| = √(2/π) of a standard error."""
+    share = _overall(load)
+    error = np.sqrt(share * (1 - share) / load.count[index].sum(axis=-1, keepdims=True))
+    return float(np.sqrt(2 / np.pi) * error.sum(axis=-1).mean() / 2)
+
+
+def _overall(load: ExpertLoad) -> np.ndarray:
+    count = load.count.sum(axis=0)
+    return count / count.sum(axis=-1, keepdims=True)
+
+
+def _names(ffn: int, constant: int, copy: int, zero: int) -> list[str]:
+    return [str(index) for index in range(ffn)] + ["const"] * constant + ["copy"] * copy + ["zero"] * zero
+
+
+def draw(found: Result, figure: "Figure") -> None:
+    """A heat map a text: layers by experts."""
+    loads = found.data["load"]
+    names, columns = found.data["experts"], 3
+    rows = -(-len(loads) // columns)
+    figure.set_size_inches(7.2, 0.6 + 1.5 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    highest = 100 * max(max(layer) for load in loads.values() for layer in load)
+    image = None
+    for axes, (group, load) in zip(grid.flat, loads.items(), strict=False):
+        percent = 100 * np.array(load)
+        image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
+        seeds = found.data["ffn_per_token"].values()
+        axes.set_title(f"{group}: {statistics.fmean(one[group] for one in seeds):.2f} FFN/token", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(load)), [str(layer) for layer in range(len(load))], fontsize=7)
+    for axes in grid.flat[len(loads) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in grid[-1]:
+        axes.set_xlabel("expert")
+    if image is not None:
+        figure.colorbar(image, ax=grid, label="choices (%)")
+
+
+EXPERIMENT = Experiment(
+    name="figure4",
+    title="Figure 4: expert load by task",
+    variants=[MOEPP],
+    result=result,
+    draw=draw,
+)
+
+if __name__ == "__main__":
+    from .entry import main
+
+    main(EXPERIMENT.name)
