@@ -24,7 +24,7 @@ from moepp.evaluate import Evaluation
 from moepp.layers import Routing
 from moepp.model import MoEPPConfig, MoEPPForCausalLM
 
-from .toy import Guesses
+from .toy import Guesses, fill
 
 CONFIG = MoEConfig(hidden_size=8, intermediate_size=8, num_ffn_experts=8, combine="renormalize")
 TOKENS = 400
@@ -214,7 +214,7 @@ class Counted(Guesses):
 
 def test_a_model_is_scored_once_and_again_when_the_questions_change(lab: Lab) -> None:
     run = lab.run(MOEPP, 0)
-    assert lab.pool.fill([run])
+    fill(lab, [run])
     file = lab.pool.path(run) / SCORES_FILE
     file.unlink(missing_ok=True)
     calls: list[str] = []
