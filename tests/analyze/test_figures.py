@@ -4,8 +4,10 @@ import re
 import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moepp.analyze import write_figures
@@ -61,6 +63,60 @@ def test_axes_say_what_they_count() -> None:
     assert "correlation of FFN experts per token" in labels(plots.layer_relations)
     assert "FFN experts per token (95 % interval)\ntypes seen 1 times" in labels(plots.types_by_ffn, least=1)
     assert "zero experts per token" in labels(plots.types_by_zero_computation, least=1)
+
+
+def test_layers_are_related_by_one_measure_as_soon_as_one_model_is_vanilla() -> None:
+    from matplotlib.figure import Figure
+
+    from moepp.analyze import plots
+
+    summaries = {name: summarize(table) for name, table in several().items() if name != "one layer"}
+    canvas = Figure()
+    plots.layer_relations(canvas, summaries)
+    images = [axes.images[0] for axes in canvas.axes if axes.images]
+    for image, one in zip(images, summaries.values(), strict=True):
+        np.testing.assert_array_equal(image.get_array(), one.correlation.first)
+        assert image.get_clim() == (0, 1)
+
+
+def test_ends_of_lines_are_told_apart() -> None:
+    from matplotlib.figure import Figure
+
+    from moepp.analyze import plots
+
+    words = {0: "\r", 1: "\n", 2: "\xa0"}
+    canvas = Figure()
+    table = replace(hostile_table(60), token=np.arange(60, dtype=np.int32) % 3, vocabulary=words)
+    plots.types_by_ffn(canvas, {"m": summarize(table)}, least=1)
+    assert {label.get_text() for label in canvas.axes[0].get_yticklabels()} == {"␍", "↵", "<A0>"}
+
+
+def test_figures_are_all_of_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from moepp.analyze import plots
+
+    full = False
+
+    def save(draw: Callable[..., None], path: Path) -> list[Path]:
+        if full and path.name == "layers":
+            raise OSError(28, "No space left on device")
+        path.with_suffix(".png").write_text(" ".join(draw.keywords["summaries"]))
+        return [path.with_suffix(".png")]
+
+    def found() -> dict[str, str]:
+        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    monkeypatch.setattr(plots, "save", save)
+    (tmp_path / "mine.png").write_text("mine")
+    write_figures({"m": hostile_table(60)}, tmp_path)
+    assert found() == {f"{name}.png": "m" for name in COMMON | BY_TYPE} | {"mine.png": "mine"}
+    before, full = found(), True
+    vanilla = {"vanilla": hostile_table(60, 1, layout=VANILLA, drops=False)}
+    with pytest.raises(DataError, match="No space left"):
+        write_figures(vanilla, tmp_path)
+    assert found() == before, "a failure leaves the earlier run's figures"
+    full = False
+    assert {path.name for path in write_figures(vanilla, tmp_path)} == {f"{name}.png" for name in COMMON}
+    assert found() == {f"{name}.png": "vanilla" for name in COMMON} | {"mine.png": "mine"}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

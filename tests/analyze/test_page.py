@@ -148,6 +148,22 @@ def test_the_headline_says_what_is_saved_against_k_ffn_experts(tmp_path: Path) -
     assert "<b>1,200</b>" in page
 
 
+def test_a_vanilla_model_that_drops_is_not_said_to_use_all_its_choices(tmp_path: Path) -> None:
+    table = hostile_table(layout=VANILLA)
+    used = experts_per_token(table).mean[0]
+    page = written({"m": table}, tmp_path)
+    assert f"m has FFN experts alone and uses {used:.2f} of at most 2 FFN experts per token and layer" in page
+    assert f"<b>{used:.2f}</b><small>of 2 that it may use</small>" in page
+    assert "every token uses" not in page.split("<script")[0]
+    assert "m has FFN experts alone: every token uses 2 of them in every layer." in written(
+        {"m": hostile_table(layout=VANILLA, drops=False)}, tmp_path
+    )
+
+
+def test_the_page_says_who_wrote_it(page: str) -> None:
+    assert '<meta name="generator" content="moepp">' in page
+
+
 def test_extracts_begin_documents_of_every_source_and_keep_to_their_size() -> None:
     table = hostile_table(1200)
     parts = choose_extracts(table, 200)

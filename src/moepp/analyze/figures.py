@@ -1,5 +1,6 @@
 """The figures of ``moepp analyze`` as files for papers."""
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,13 @@ from ..errors import DataError
 from .routing_table import RoutingTable
 from .summary import Summary, summarize
 
+_BY_TYPE = ("ffn-by-token-type", "zero-computation-by-token-type")
+
 
 def write_figures(tables: Mapping[str, RoutingTable], folder: Path) -> list[Path]:
-    """Writes each figure as PNG (300 dpi) and SVG.
+    """Writes each figure as PNG (300 dpi) and SVG: all of them or, where one fails, none.
+
+    Figures of an earlier run that are not drawn now are removed.
 
     Models without zero-computation experts are left out of the figures by token type, where all types are alike.
 
@@ -40,12 +45,20 @@ def save_figures(summaries: Mapping[str, Summary], folder: Path) -> list[Path]:
     }
     routed = {name: one for name, one in summaries.items() if not one.vanilla}
     if routed:
-        figures["ffn-by-token-type"] = partial(plots.types_by_ffn, summaries=routed, least=least)
-        figures["zero-computation-by-token-type"] = partial(
-            plots.types_by_zero_computation, summaries=routed, least=least
-        )
+        drawings = (plots.types_by_ffn, plots.types_by_zero_computation)
+        figures |= {
+            name: partial(draw, summaries=routed, least=least) for name, draw in zip(_BY_TYPE, drawings, strict=True)
+        }
+    aside = folder / ".incomplete"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return [path for name, draw in figures.items() for path in plots.save(draw, folder / name)]
+        aside.mkdir(parents=True, exist_ok=True)
+        try:
+            drawn = [path for name, draw in figures.items() for path in plots.save(draw, aside / name)]
+            for name in (*figures, *_BY_TYPE):
+                for ending in plots.ENDINGS:
+                    (folder / name).with_suffix(ending).unlink(missing_ok=True)
+            return [path.replace(folder / path.name) for path in drawn]
+        finally:
+            shutil.rmtree(aside)
     except OSError as error:
         raise DataError(f"{folder} cannot be written to: {error.strerror}; choose another folder") from error

@@ -90,23 +90,26 @@ def _lead(summaries: Mapping[str, Summary]) -> str:
         used = [one.ffn for one in summaries.values()]
         least, most = min(used), max(used)
         return f"{len(summaries)} models, which use from {least:.2f} to {most:.2f} FFN experts per token and layer."
-    sentences = []
-    for name, summary in summaries.items():
-        top_k = summary.table.top_k
-        sentences.append(
-            f"{name} has FFN experts alone: every token uses {top_k} of them in every layer."
-            if summary.vanilla
-            else f"{name} uses {summary.ffn:.2f} of at most {top_k} FFN experts per token and layer, which saves "
-            f"{summary.saved:.0%} of the expert FLOPs."
-        )
-    return " ".join(sentences)
+    return " ".join(_sentence(name, summary) for name, summary in summaries.items())
+
+
+def _sentence(name: str, summary: Summary) -> str:
+    top_k = summary.table.top_k
+    uses = f"uses {summary.ffn:.2f} of at most {top_k} FFN experts per token and layer"
+    if summary.full:
+        return f"{name} has FFN experts alone: every token uses {top_k} of them in every layer."
+    if summary.vanilla:
+        return f"{name} has FFN experts alone and {uses}: other choices were dropped."
+    return f"{name} {uses}, which saves {summary.saved:.0%} of the expert FLOPs."
 
 
 def _cards(summary: Summary) -> list[Card]:
     table = summary.table
-    aim = f"tau = {table.facts.tau:g} aims at {summary.aim:.2f}"
+    note = f"tau = {table.facts.tau:g} aims at {summary.aim:.2f}"
+    if summary.vanilla:
+        note = "all that it may use" if summary.full else f"of {table.top_k} that it may use"
     return [
-        Card("FFN experts per token", f"{summary.ffn:.2f}", "all that it may use" if summary.vanilla else aim),
+        Card("FFN experts per token", f"{summary.ffn:.2f}", note),
         Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {table.top_k} FFN experts for every token"),
         Card("loss", _number(f"{summary.loss:.3f}"), "nats per token"),
         Card("tokens", f"{table.num_tokens:,}", f"{len(table.documents):,} documents: {', '.join(table.sources)}"),

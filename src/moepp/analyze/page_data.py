@@ -17,7 +17,7 @@ import numpy as np
 from ..config import EXPERT_TYPES
 from .routing_table import RoutingTable
 from .summary import Summary
-from .tables import ratio
+from .tables import load_aim, ratio
 
 SAMPLE = 4000  # tokens of text, at most
 _SAMPLE_BYTES = 750_000  # of all models' choices together, before base64 makes them a third larger
@@ -129,6 +129,7 @@ def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, A
         "slots": table.top_k,
         "experts": [table.layout.type_of(expert) for expert in range(table.layout.num_experts)],
         "aim": _round(summary.aim),
+        "load_aim": _round(load_aim(table.layout, table.facts.tau), 4),
         "sample": _sample(table, rows),
         "range": {kind: _range(table.active(kind)[rows].mean(axis=1)) for kind in EXPERT_TYPES}
         | {"loss": _range(table.loss[rows])},

@@ -22,6 +22,7 @@ from .tables import TokenTypes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TYPE_COLOURS = {"ffn": "#0072B2", "constant": "#E69F00", "copy": "#009E73", "zero": "#999999"}
+ENDINGS = (".png", ".svg")
 _INK = {"light": "#1f2328", "dark": "#e6edf3"}
 
 Series = tuple[Sequence[float], Sequence[float]]
@@ -139,7 +140,7 @@ def _settings(ink: str, **more: str) -> dict[Any, Any]:
 
 def save(draw: Callable[[Canvas], None], path: Path) -> list[Path]:
     """Writes ``path`` with the endings png (300 dpi) and svg, on white."""
-    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    paths = [path.with_suffix(ending) for ending in ENDINGS]
     with mpl.rc_context(_settings("#000000")), warnings.catch_warnings():
         # A script that the font lacks shows as boxes, which tells the same.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -231,12 +232,17 @@ def score_densities(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
 
 
 def layer_relations(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
-    """What one layer's routing tells of another's; a vanilla model's FFN experts per token never vary."""
+    """What one layer's routing tells of another's, by one measure for all models.
+
+    A vanilla model's FFN experts per token never vary, so that its first choices must tell.
+    """
     canvas.set_size_inches(4.6 * len(summaries), 3.8)
+    by_first = any(one.vanilla for one in summaries.values())
+    words = "Cramér's V of the first choices" if by_first else "correlation of FFN experts per token"
+    colours: Any = {"cmap": "viridis", "vmin": 0, "vmax": 1} if by_first else {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}
     for axes, (name, one) in zip(_columns(canvas, len(summaries)), summaries.items(), strict=True):
-        values = one.correlation.first if one.vanilla else one.correlation.ffn
-        words = "Cramér's V of the first choices" if one.vanilla else "correlation of FFN experts per token"
-        image = axes.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
+        values = one.correlation.first if by_first else one.correlation.ffn
+        image = axes.imshow(values, **colours)
         axes.set_title(name, loc="left")
         axes.set_xlabel("layer")
         axes.set_ylabel("layer")
@@ -261,5 +267,5 @@ def _bars(axes: Axes, types: TokenTypes, chosen: np.ndarray, colour: str) -> Non
 
 def _visible(text: str) -> str:
     """White space as signs; whatever else has no shape, and no place in an SVG, as its number."""
-    signs = re.sub(r"\s", lambda space: {" ": "␣", "\t": "⇥"}.get(space[0], "↵"), text)
+    signs = text.translate(str.maketrans(" \t\n\r", "␣⇥↵␍"))
     return "".join(sign if sign.isprintable() else f"<{ord(sign):02X}>" for sign in signs)

@@ -70,6 +70,11 @@ class Summary:
         return float(self.per_token["ffn"].mean[0])
 
     @property
+    def full(self) -> bool:
+        """Every token uses K FFN experts in every layer: none was dropped either."""
+        return self.vanilla and self.ffn == self.table.top_k
+
+    @property
     def saved(self) -> float:
         """The share of expert FLOPs against K FFN experts for every token; the shared ones, both have."""
         return (self.table.top_k - self.ffn) / (self.table.top_k + self.table.facts.shared_experts)

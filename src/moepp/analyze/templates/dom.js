@@ -22,9 +22,9 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 // White space as signs: "␣return" and "↵" say more than a gap.
 const controls = (text) =>
-  text.replace(/[\x00-\x08\x0b-\x1f]/g, (sign) => (sign === "\r" ? sign : String.fromCharCode(0x2400 + sign.charCodeAt())));
+  text.replace(/[\x00-\x08\x0b-\x1f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt()));
 const visible = (text) =>
-  text === "" ? "(empty)" : controls(text).replaceAll(" ", "␣").replaceAll("\t", "⇥").replace(/\r\n?|\n/g, "↵");
+  text === "" ? "(empty)" : controls(text).replaceAll(" ", "␣").replaceAll("\t", "⇥").replaceAll("\n", "↵");
 
 function unpack(base64, wide = false) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

@@ -14,7 +14,7 @@ function drawLoad() {
     rows: load.map((values, layer) => ({ text: layer, values })),
     colour: (value) => viridis(value / most), write: (value) => number(100 * value, value < 0.0995 ? 1 : 0),
     say: (value, layer, id) => [`layer ${layer}, ${NAMES[model.experts[id]]} ${id}`, `${percent(value)} of the choices`,
-      `even would be ${percent(1 / model.experts.length)}`],
+      `${model.vanilla ? "even would be" : "tau aims at"} ${percent(model.load_aim[id])}`],
   }));
   const steps = Array.from({ length: LEVELS }, (_, level) => el("i"));
   steps.forEach((step, level) => (step.style.background = css(viridis(level / (LEVELS - 1)))));
@@ -26,9 +26,7 @@ function drawLoad() {
 
 function drawCorrelation() {
   const model = DATA.models[state.model];
-  const values = model.correlation[model.vanilla ? "first" : $("relation").value];
-  $("relation").value = model.vanilla ? "first" : $("relation").value;
-  $("relation").disabled = model.vanilla;
+  const values = model.correlation[$("relation").value];
   $("correlation").replaceChildren(matrix({
     caption: $("relation").selectedOptions[0].text, corner: "",
     head: values.map((_, layer) => ({ text: layer, name: `layer ${layer}` })),

@@ -1,26 +1,28 @@
 // The page's state and its switches.
 const DATA = JSON.parse($("data").textContent);
 const state = { model: 0, document: 0, by: "ffn", layer: "all", query: "" };
+// What was chosen, which is kept for the next model where this one cannot show it.
+const wish = { by: "ffn", layer: "all", rank: "ffn", relation: "ffn", source: "" };
 
 function drawModel(previous) {
   const model = DATA.models[state.model];
   const text = DATA.texts[model.text];
   if (previous === undefined || DATA.models[previous].text !== model.text) state.document = 0;
   options($("document"), text.documents.map(({ name, source }, at) => [at, name.includes(source) ? name : `${source}: ${name}`]), state.document);
-  if (state.layer !== "all" && Number(state.layer) >= model.layers) state.layer = "all";
+  state.layer = wish.layer !== "all" && Number(wish.layer) >= model.layers ? "all" : wish.layer;
   options($("layer"), [["all", "all layers"], ...Array.from({ length: model.layers }, (_, at) => [at, `layer ${at}`])],
     state.layer);
-  const source = $("source").value;
   const names = model.load.map(([name]) => name);
-  options($("source"), names.map((name) => [name, name]), names.includes(source) ? source : names[0]);
+  options($("source"), names.map((name) => [name, name]), names.includes(wish.source) ? wish.source : names[0]);
   for (const card of document.querySelectorAll("[data-model]")) card.hidden = Number(card.dataset.model) !== state.model;
   $("plain").hidden = !model.vanilla;
   $("types").classList.toggle("alone", model.vanilla);
   for (const kind of KINDS.slice(1))
     document.querySelector(`input[name=by][value=${kind}]`).parentNode.hidden = !model.experts.includes(kind);
-  if (model.vanilla || (state.by !== "loss" && !model.experts.includes(state.by))) setBy(model.vanilla ? "loss" : "ffn");
-  if (model.vanilla && $("rank").value !== "count") $("rank").value = "loss";
-  if (!model.vanilla && DATA.models[previous]?.vanilla) { setBy("ffn"); $("rank").value = "ffn"; }
+  setBy(model.vanilla ? "loss" : wish.by === "loss" || model.experts.includes(wish.by) ? wish.by : "ffn");
+  $("rank").value = model.vanilla && wish.rank !== "count" ? "loss" : wish.rank;
+  $("relation").value = model.vanilla ? "first" : wish.relation;
+  $("relation").disabled = model.vanilla;
   drawText();
   drawTypes();
   drawLoad();
@@ -40,12 +42,12 @@ function start() {
     state.model = Number(value);
     drawModel(previous);
   });
-  on("by", (value) => { state.by = value; colourText(); });
+  on("by", (value) => { state.by = wish.by = value; colourText(); });
   $("document").addEventListener("change", () => { state.document = Number($("document").value); drawText(); });
-  $("layer").addEventListener("change", () => { state.layer = $("layer").value; colourText(); });
-  $("source").addEventListener("change", drawLoad);
-  $("relation").addEventListener("change", drawCorrelation);
-  $("rank").addEventListener("change", drawTypes);
+  $("layer").addEventListener("change", () => { state.layer = wish.layer = $("layer").value; colourText(); });
+  const redraws = { source: drawLoad, relation: drawCorrelation, rank: drawTypes };
+  for (const [name, draw] of Object.entries(redraws))
+    $(name).addEventListener("change", () => { wish[name] = $(name).value; draw(); });
   $("search").addEventListener("input", setQuery);
   $("theme").addEventListener("click", () => setTheme(!isDark()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);

@@ -50,7 +50,7 @@ function drawText() {
   const spans = [];
   for (let token = start; token < end; token++) {
     const written = text.vocabulary[text.token[token]];
-    const span = el("span", { "data-token": token, tabindex: token === start ? 0 : -1 }, written === "" ? "∅" : controls(written));
+    const span = el("span", { "data-token": token, tabindex: token === start ? 0 : -1 }, written === "" ? "∅" : controls(written.replaceAll("\r\n", "\n")));
     spans.push(span);
   }
   $("text").replaceChildren(...spans);
@@ -71,7 +71,7 @@ function colourText() {
     const level = Math.round(clamp((value - low) / (high - low), 0, 1) * (LEVELS - 1));
     const hit = matches(written, state.query);
     hits += hit;
-    span.className = (Number.isNaN(value) ? "none" : `q${level}`) + (/[\n\r]/.test(written) ? " break" : "") +
+    span.className = (Number.isNaN(value) ? "none" : `q${level}`) + (written.includes("\n") ? " break" : "") +
       (hit ? " hit" : "") + (pinned === token ? " pinned" : "");
   }
   $("text").classList.toggle("searching", hits > 0);

@@ -29,9 +29,11 @@ function drawTypes() {
   }
   // A rare token's mean says little: the tables without a search ask for some occurrences.
   const ranked = order(all.filter((type) => text.count[type] >= model.least));
+  const half = Math.min(SHOWN, Math.ceil(ranked.length / 2));
+  const least = ranked.slice(half).slice(-SHOWN).reverse();
   $("types").replaceChildren(
-    typeTable(model, text, ranked.slice(0, SHOWN), `Most ${name}`),
-    typeTable(model, text, ranked.slice(-SHOWN).reverse(), rank === "count" ? "Lowest count" : `Least ${name}`));
+    typeTable(model, text, ranked.slice(0, half), `Most ${name}`),
+    ...(least.length ? [typeTable(model, text, least, rank === "count" ? "Lowest count" : `Least ${name}`)] : []));
 }
 
 function typeTable(model, text, types, title) {
