@@ -61,7 +61,7 @@ class Summary:
 
     @property
     def least(self) -> int:
-        """Occurrences that a token type needs to be ranked: a rare one's mean says little. Of a short text, some are."""
+        """Occurrences that a token type needs to be ranked: a rare one's mean says little. Some always are."""
         return min(int(np.clip(self.table.num_tokens // 2000, 5, 50)), int(self.types["ffn"].count.max()))
 
     @property
