@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import EXPERT_TYPES
-from ..files import readable
+from ..output import readable
 
 if TYPE_CHECKING:
     from .routing_table import RoutingTable

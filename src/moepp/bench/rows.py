@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import DataError
-from ..files import readable, save_text
+from ..output import readable, save_text
 from .method import machine
 
 R = TypeVar("R")

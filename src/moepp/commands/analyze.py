@@ -18,8 +18,8 @@ from ..analyze import RoutingTable, Summary, Text, collect, fingerprint, save_fi
 from ..analyze.text import require_context
 from ..bench import command, facts
 from ..errors import ConfigError, DataError
-from ..files import readable, save_text
 from ..model import load_config
+from ..output import readable, save_text
 from .analyze_report import analysis, print_summary
 from .generate import open_saved
 from .options import option_name, require_at_least_one
@@ -107,6 +107,8 @@ def _check(models: Sequence[Path], options: AnalyzeOptions) -> None:
 
 def _require_folder(out: Path) -> None:
     """Makes the folder; one that holds anything but an earlier analysis is not touched."""
+    if readable(out) != str(out):  # Arrow opens no such file
+        raise ConfigError(f"--out={readable(out)!r} is not UTF-8; choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry))

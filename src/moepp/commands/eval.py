@@ -14,8 +14,8 @@ from transformers.utils import logging
 from ..bench import facts
 from ..errors import ConfigError, DataError
 from ..evaluate import SEEDS, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
-from ..files import readable, save_text
 from ..model import MoEPPForCausalLM
+from ..output import readable, save_text
 from .eval_report import print_scores, print_skipped, print_text_losses
 from .generate import open_saved
 from .options import require_at_least_one, require_writable

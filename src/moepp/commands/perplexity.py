@@ -15,11 +15,11 @@ from transformers.utils import logging
 from ..bench import facts
 from ..errors import DataError
 from ..evaluate import token_losses
-from ..files import save_text
 from ..format import binary
 from ..layers import MoE
 from ..model import MoEPPForCausalLM, load_model, model_folder, quantize_experts
 from ..ops.quantized import SCHEMES
+from ..output import save_text
 from ..train import RECIPE_FILE, Prepared, load_recipe, prepare
 from .options import require_writable
 

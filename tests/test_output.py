@@ -8,7 +8,7 @@ import pytest
 
 from moepp.bench.rows import write_results
 from moepp.errors import DataError
-from moepp.files import readable, save_text
+from moepp.output import readable, save_text
 
 
 def test_a_text_takes_the_place_of_another_and_a_link_stays_one(tmp_path: Path) -> None:
