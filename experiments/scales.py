@@ -18,12 +18,17 @@ class Scale:
     results: Path
     """Where JSON and plots go."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    """What trained models are measured on, unless the user says otherwise."""
+    long_context: int = 8192
+    """Tokens of the sequences that the experiment on long context trains on."""
     layer: str = "7b"
     """Size of the layer that is timed for Tables A and B: the paper's, whatever is trained."""
 
 
 SCALES = {
-    name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name) for name in ("tiny", "small", "gpu")
+    name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name, device=device)
+    for name, device in {"tiny": "cpu", "small": "cpu", "gpu": "cuda"}.items()
 }
 
 

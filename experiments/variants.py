@@ -20,13 +20,13 @@ class Variant:
     """Share of the scale's steps."""
     ffn_width: float = 1.0
     """Share of the scale's intermediate size, rounded to a multiple of 8."""
-    context: int = 1
-    """Multiple of the scale's sequence length."""
+    long_context: bool = False
+    """With the scale's long sequences."""
 
-    def but(self, name: str, *, ffn_width: float = 1.0, **model: Any) -> "Variant":
+    def but(self, name: str, *, ffn_width: float | None = None, **model: Any) -> "Variant":
         """The same with other fields of ``model``."""
         changes = {**self.changes, **{f"model.{key}": value for key, value in model.items()}}
-        return replace(self, name=name, changes=changes, ffn_width=ffn_width)
+        return replace(self, name=name, changes=changes, ffn_width=self.ffn_width if ffn_width is None else ffn_width)
 
     def short(self) -> "Variant":
         """The same, trained for half of the steps: what sweeps compare."""
@@ -130,4 +130,4 @@ DENSE_THIN = _ONE.but("dense, .43 the width", ffn_width=0.43).short()
 ONE_OR_ZERO = _ONE.but("one FFN and one zero expert", num_zero_experts=1).short()
 ONE_OR_COPY = _ONE.but("one FFN and one copy expert", num_copy_experts=1).short()
 
-LONG_CONTEXT = replace(MOEPP, name="MoE++, 32 times the context", length=0.5, context=32)
+LONG_CONTEXT = replace(MOEPP, name="MoE++, long context", length=0.5, long_context=True)

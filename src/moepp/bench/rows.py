@@ -144,7 +144,10 @@ def facts() -> dict[str, Any]:
 
 def command() -> str:
     """The one that is running, as it was typed."""
-    return shlex.join(["moepp", *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of what ``python -m`` runs
+    if spec is None or spec.name.startswith("moepp."):
+        return shlex.join(["moepp", *sys.argv[1:]])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
