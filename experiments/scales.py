@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from moepp.errors import ConfigError, nearest
 
 HERE = Path(__file__).parent
@@ -30,6 +32,16 @@ SCALES = {
     name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name, device=device)
     for name, device in {"tiny": "cpu", "small": "cpu", "gpu": "cuda"}.items()
 }
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError where this machine lacks it: nothing falls back to the CPU silently."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device={device!r} does not exist; {nearest(device, ('cpu', 'cuda'))}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device='cuda' needs a CUDA GPU, and torch sees none here; --scale tiny and small need none"
+        )
 
 
 def scale(name: str) -> Scale:
