@@ -165,15 +165,15 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     kept, drift = _over_seeds(data, longest, "same_experts"), _change(data, longest, "ffn", shortest)
     loss = _change(data, longest, "loss", shortest)
     other = _change(data, FOREIGN, "same_experts", longest)
-    window = f"seeing {longest} tokens instead of {shortest}"
+    window = f"when the model sees {int(longest):,} tokens instead of {int(shortest):,}"
     return [
         Claim(
-            f"At least {STABLE:.0%} of the tokens keep their experts, {window}.",
+            f"At least {STABLE:.0%} of the tokens keep their experts {window}.",
             above(kept, STABLE),
             level(kept, "%", times=100, digits=1),
         ),
         Claim(
-            f"The FFN experts per token change by less than {DRIFT}, {window}.",
+            f"The FFN experts per token change by less than {DRIFT} {window}.",
             within(drift, -DRIFT, DRIFT),
             said(drift, "FFN experts per token"),
         ),

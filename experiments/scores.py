@@ -10,6 +10,7 @@ from . import paper
 from .evaluated import evaluated
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import above
 from .paired import Paired, paired
 from .result import Claim, Result, Table
 from .text import said
