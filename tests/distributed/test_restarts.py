@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -133,14 +134,21 @@ def test_a_restart_takes_nobody_elses_folder(agent: Agent, texts: str) -> None:
 def test_a_damaged_checkpoint_is_passed_over_by_a_restart(agent: Agent, undisturbed: Path) -> None:
     run = agent.recipe.parent / "run"
     with pytest.raises(ProcessFailed, match=KILLED):
-        agent.start(happens=_kill_after_the_second_save)
+        agent.start(happens=partial(_kill_after_the_second_save, run))
     (run / "checkpoint-8" / "trainer_state.json").write_text("{}")
     assert agent.start() == [0, 0]
     assert_same_run(run, undisturbed)
 
 
-def _kill_after_the_second_save() -> AbstractContextManager[Any]:
-    return at_step(11, die, "on_step_begin")
+def _kill_after_the_second_save(run: Path) -> AbstractContextManager[Any]:
+    """Which goes on in the background for as long as the machine takes."""
+
+    def die_once_saved(_: object) -> None:
+        while not (run / "checkpoint-8").exists():
+            time.sleep(0.01)
+        die()
+
+    return at_step(11, die_once_saved, "on_step_begin")
 
 
 def test_resuming_with_another_model(agent: Agent) -> None:
