@@ -4,11 +4,14 @@ Without capacity, tau occurs in Eq. 7 alone: with eta = 1 for all experts it *is
 """
 
 from . import paper
+from .compare import setup, shares
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import below
+from .paired import paired
 from .result import Claim, Result, Table
-from .sweep import compare_pairs, draw, length, models, share_difference
-from .text import agreement, nats
+from .sweep import compare_pairs, contest, draw, models
+from .text import said
 from .variants import MOEPP, VANILLA, with_tau
 
 UNIFORM = with_tau(1.0)
@@ -19,23 +22,28 @@ PAIRS = [(UNIFORM, VANILLA), *((with_tau(tau), UNIFORM) for tau in TAUS)]
 def result(lab: Lab) -> Result:
     """tau = 1 against the recipe's .75, and .5."""
     found = compare_pairs(lab, PAIRS, flops_over=VANILLA)
-    fewer, loss = share_difference(lab, MOEPP, UNIFORM), lab.difference(MOEPP, UNIFORM)
+    fewer = paired(shares(lab, MOEPP), shares(lab, UNIFORM))
+    spent = {name: one["expert_flops"] for name, one in found.data["models"].items()}
     aims = {name: one["ffn_share_target"] for name, one in found.data["models"].items()}
     claims = [
         Claim(
             "The heterogeneous loss (τ = .75) sends fewer choices to FFN experts than the uniform one.",
-            agreement(fewer, "lower"),
-            f"Of the choices, {nats(fewer)}; the aim is {aims[MOEPP.name] - aims[UNIFORM.name]:+.4f}.",
+            below(fewer),
+            f"{said(fewer, 'points', times=100, digits=2)}; the aim is "
+            f"{100 * (aims[MOEPP.name] - aims[UNIFORM.name]):+.2f} points.",
         ),
-        Claim(
-            "The heterogeneous loss is better than the uniform one, as in the paper's 0.6B model (not in its 1B and 2B "
-            "models).",
-            agreement(loss, "lower"),
-            nats(loss),
+        contest(
+            lab,
+            MOEPP,
+            UNIFORM,
+            "At equal tokens, the heterogeneous loss (τ = .75) is better than the uniform one, as in the paper's 0.6B "
+            "model (not in its 1B and 2B models).",
+            more=f"Expert FLOPs over vanilla's: {spent[MOEPP.name]:.2f} and {spent[UNIFORM.name]:.2f}.",
         ),
     ]
     limits = [
-        length(lab, MOEPP),
+        setup(lab),
+        "The uniform loss spends more expert FLOPs on the same tokens, so a lower loss of its models may be bought.",
         "Without capacity, η = 1 for all experts is τ = 1, so the uniform loss is Table 3's model of τ = 1. "
         "With capacity, τ = 1 would change Eq. 8 as well.",
     ]

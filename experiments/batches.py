@@ -1,7 +1,6 @@
 """Table A over the size of the batch: what one expert of each type costs from 1 token to 65,536.
 
-At small batches an FFN expert's time is that of reading its weights, whatever the tokens: the zero-computation experts
-have none to speak of. From where on its time follows the tokens is where it stops being so.
+An FFN expert has weights to read, whatever the tokens; the zero-computation experts have none to speak of.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,10 @@ from moepp.config import EXPERT_TYPES
 
 from .experiment import Experiment
 from .lab import Lab
+from .layer_times import ratio
+from .outcomes import all_of, below
 from .result import Claim, Result, Table
+from .text import level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,27 +42,21 @@ def result(lab: Lab) -> Result:
                     tokens=tokens, routing="synthetic")  # fmt: skip
         rows = {row.variant: row for row in table_a(case, rounds=ROUNDS, budget=SECONDS)}
         data[str(tokens)] = {kind: _numbers(rows[f"type:{kind}"]) for kind in EXPERT_TYPES}
-    weights = 3 * config.hidden_size * config.intermediate_size
-    bytes_ = weights * dtype.itemsize
-    knee = half_time(data)
-    most, kind, size = max(
-        (share, kind, int(size)) for size, times in data.items() for kind, share in shares(times).items()
-    )
-    largest = data[str(BATCHES[-1])]["ffn"]["seconds"] / BATCHES[-1]
+    bytes_ = 3 * config.hidden_size * config.intermediate_size * dtype.itemsize
+    found = {
+        (kind, int(size)): ratio(one, times["ffn"])
+        for size, times in data.items()
+        for kind, one in times.items()
+        if kind != "ffn"
+    }
+    kind, size = most = max(found, key=lambda at: found[at].mean)
     claims = [
         Claim(
             f"A zero, copy or constant expert costs less than {FREE:.0%} of an FFN expert at every batch size.",
-            "disagrees" if most > FREE else "agrees",
-            f"At most {most:.1%}: a {kind} expert at {size:,} tokens.",
-        ),
-        Claim(
-            f"An FFN expert's time is at first that of reading its weights: {BATCHES[1]} tokens take less than twice "
-            "as long as one.",
-            "agrees" if knee > BATCHES[1] else "disagrees",
-            f"One token takes as long as {data['1']['ffn']['seconds'] / largest:.0f} tokens of a large batch, "
-            f"{bytes_ / data['1']['ffn']['seconds'] / 1e9:.1f} GB of weights a second; from {knee:,} tokens on, most "
-            "of the time follows the tokens.",
-        ),
+            all_of(below(one, FREE) for one in found.values()),
+            f"The most is {level(found[most], '%', times=100, digits=1)}, from the quartiles of both: a {kind} expert "
+            f"at {size:,} tokens.",
+        )
     ]
     return Result(
         tables=[_table(data)],
@@ -81,29 +77,22 @@ def result(lab: Lab) -> Result:
 def _numbers(row: Row) -> dict[str, float]:
     assert row.median_s is not None, row.reason
     assert row.iqr_s is not None
-    return {"seconds": row.median_s, "spread": row.iqr_s}
+    return {"ms": 1e3 * row.median_s, "iqr_ms": 1e3 * row.iqr_s}
 
 
 def shares(times: dict[str, Any]) -> dict[str, float]:
     """Each zero-computation type's time over the FFN expert's."""
-    return {kind: one["seconds"] / times["ffn"]["seconds"] for kind, one in times.items() if kind != "ffn"}
-
-
-def half_time(data: dict[str, Any]) -> int:
-    """The smallest batch at which an FFN expert takes at least twice as long as for one token."""
-    return next(
-        (size for size in BATCHES if data[str(size)]["ffn"]["seconds"] >= 2 * data["1"]["ffn"]["seconds"]), BATCHES[-1]
-    )
+    return {kind: one["ms"] / times["ffn"]["ms"] for kind, one in times.items() if kind != "ffn"}
 
 
 def _table(data: dict[str, Any]) -> Table:
     rows = []
     paper = {kind: MILLISECONDS[f"type:{kind}"] for kind in SIGNS}
     for size, times in data.items():
-        row = [f"{int(size):,}", f"{1e3 * times['ffn']['seconds']:.4g} ± {1e3 * times['ffn']['spread']:.2g}"]
-        row.append(f"{1e6 * times['ffn']['seconds'] / int(size):.4g}")
+        row = [f"{int(size):,}", f"{times['ffn']['ms']:.4g} ± {times['ffn']['iqr_ms']:.2g}"]
+        row.append(f"{1e3 * times['ffn']['ms'] / int(size):.4g}")
         for kind, share in shares(times).items():
-            row.append(f"{1e3 * times[kind]['seconds']:.4g} ({share:.2%})")
+            row.append(f"{times[kind]['ms']:.4g} ({share:.2%})")
         rows.append(row)
     theirs = ["the paper, 2,048 on an A100", f"{paper['ffn']:.4g}", f"{1e3 * paper['ffn'] / TOKENS:.4g}"]
     kinds = list(shares(next(iter(data.values()))))
@@ -124,7 +113,7 @@ def draw(found: Result, figure: "Figure") -> None:
     sizes = [int(size) for size in found.data]
     for kind, sign in SIGNS.items():
         style = {"color": TYPE_COLOURS[kind], "marker": sign, "markersize": 4, "label": kind.replace("ffn", "FFN")}
-        left.plot(sizes, [1e3 * times[kind]["seconds"] for times in found.data.values()], **style)
+        left.plot(sizes, [times[kind]["ms"] for times in found.data.values()], **style)
         if kind != "ffn":
             right.plot(sizes, [100 * shares(times)[kind] for times in found.data.values()], **style)
     left.set_yscale("log")

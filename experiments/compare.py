@@ -1,79 +1,95 @@
 """Variants side by side: what they route, what they cost, how good they are, and paired differences to some of them."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .lab import Lab
-from .paired import Paired, interval
-from .result import Outcome, Table
-from .text import agreement, nats
+from .paired import Paired, interval, paired
+from .record import Record
+from .result import Table
+from .text import said
 from .variants import MOEPP, VANILLA, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Numbers = dict[str, dict[str, Any]]
+"""By row: what is known of a model, by seed where the seeds differ."""
+
 
 def compared(
-    lab: Lab, variants: Mapping[str, Variant], bases: Sequence[str], published: Mapping[str, float] | None = None
-) -> tuple[list[Table], dict[str, dict[str, Any]]]:
+    lab: Lab,
+    variants: Mapping[str, Variant],
+    bases: Sequence[str] = (),
+    published: Mapping[str, float] | None = None,
+    *,
+    unit: Variant = VANILLA,
+) -> tuple[list[Table], Numbers]:
     """A table over the mixture and one by source, and the numbers behind them by row.
 
     Args:
         variants: by the name of their row.
         bases: the rows from which all others are subtracted, the first by source too.
         published: the paper's average score by row.
+        unit: whose expert FLOPs are 1.
     """
-    data = {name: _numbers(lab, variant) for name, variant in variants.items()}
-    rows, by_source = [], []
-    sources = list(next(iter(data.values()))["bits_per_byte"])
-    for name, variant in variants.items():
-        one = data[name]
-        row = [
-            name,
-            *([] if published is None else [str(published[name]) if name in published else ""]),
-            f"{one['ffn_share_target']:.1%}",
-            f"{one['ffn_share']:.1%}",
-            f"{one['expert_flops']:.2f}",
-            f"{statistics.fmean(one['loss'].values()):.4f}",
-        ]
+    spent = _mean(lab, unit, lambda one: one.expert_flops)
+    data = {name: _numbers(lab, variant, spent) for name, variant in variants.items()}
+    rows = []
+    for name, one in data.items():
+        by_layer = [share for record in lab.records(variants[name]).values() for share in record.ffn_share]
         rows.append(
-            row + ["" if base == name else nats(lab.difference(variant, variants[base])) for base in bases],
+            [
+                name,
+                *([] if published is None else [str(published.get(name, ""))]),
+                f"{one['ffn_share_target']:.1%}",
+                f"{statistics.fmean(by_layer):.1%} ({min(by_layer):.0%} to {max(by_layer):.0%})",
+                f"{one['load_imbalance']:.2f}",
+                f"{one['expert_flops']:.2f}",
+                f"{one['parameters'] / 1e6:.2f}",
+                f"{statistics.fmean(one['loss'].values()):.4f}",
+                *("" if base == name else said(paired(one["loss"], data[base]["loss"])) for base in bases),
+            ]
         )
-        base = data[bases[0]]["bits_per_byte"]
-        cells = []
-        for source, values in one["bits_per_byte"].items():
-            cell = f"{statistics.fmean(values.values()):.4f}"
-            if name != bases[0]:
-                cell += f" ({plus_minus(interval(differences(values, base[source])))})"
-            cells.append(cell)
-        by_source.append([name, *cells])
     head = [
         "",
         *([] if published is None else ["the paper's average score"]),
-        "FFN share aimed at",
-        "reached",
-        "expert FLOPs",
-        "validation loss",
-        *(f"− {base}, 95 %" for base in bases),
+        *("FFN share aimed at", "reached (layers)", "load, max/mean", "expert FLOPs", "parameters, millions"),
+        *("validation loss", *(f"− {base}, 95 %" for base in bases)),
     ]
-    note = "Expert FLOPs: of training, over vanilla's. Loss: nats per token, mean over the seeds."
-    tables = [
-        Table("Measured" if published is None else "Measured, beside the paper's", head, rows, note),
-        Table(f"Bits per byte by source, in brackets − {bases[0]} with half of its 95 % interval",
-              ["", *sources], by_source),
-    ]  # fmt: skip
-    return tables, data
+    note = (
+        "Means over seeds. FFN share: of the choices on held-out text. Load: of the busiest FFN expert over the mean, "
+        "at the end of training, in the worst layer. Expert FLOPs: of training, over those of "
+        f"{unit.name}. Loss: nats per token."
+    )
+    title = "Measured" if published is None else "Measured, beside the paper's"
+    return [Table(title, head, rows, note), _by_source(data, bases[0] if bases else None)], data
 
 
-def _numbers(lab: Lab, variant: Variant) -> dict[str, Any]:
-    records, vanilla = lab.records(variant), lab.records(VANILLA)
-    spent, theirs = (statistics.fmean(one.expert_flops for one in runs.values()) for runs in (records, vanilla))
+def _by_source(data: Numbers, base: str | None) -> Table:
+    rows = []
+    for name, one in data.items():
+        cells = []
+        for source, values in one["bits_per_byte"].items():
+            cell = f"{statistics.fmean(values.values()):.4f}"
+            if base not in (None, name):
+                cell += f" ({plus_minus(paired(values, data[base]['bits_per_byte'][source]))})"
+            cells.append(cell)
+        rows.append([name, *cells])
+    title = "Bits per byte by source" + (f", in brackets − {base} with half of its 95 % interval" if base else "")
+    return Table(title, ["", *next(iter(data.values()))["bits_per_byte"]], rows)
+
+
+def _numbers(lab: Lab, variant: Variant, unit: float) -> dict[str, Any]:
+    records = lab.records(variant)
     first = next(iter(records.values()))
     return {
         "ffn_share_target": first.ffn_share_target,
-        "ffn_share": statistics.fmean(statistics.fmean(one.ffn_share) for one in records.values()),
-        "expert_flops": spent / theirs,
+        "ffn_share": shares(lab, variant),
+        "load_imbalance": _mean(lab, variant, lambda one: one.curve[-1]["load_imbalance"]),
+        "expert_flops": _mean(lab, variant, lambda one: one.expert_flops) / unit,
+        "parameters": first.parameters,
         "loss": {seed: one.loss for seed, one in records.items()},
         "bits_per_byte": {
             source: {seed: one.bits_per_byte[source] for seed, one in records.items()} for source in first.bits_per_byte
@@ -81,9 +97,13 @@ def _numbers(lab: Lab, variant: Variant) -> dict[str, Any]:
     }
 
 
-def differences(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> list[float]:
-    """By seed, over the seeds that both have; their names are numbers, or text where they were read from JSON."""
-    return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+def shares(lab: Lab, variant: Variant) -> dict[int, float]:
+    """The FFN experts' share of the choices on held-out text, averaged over layers, by seed."""
+    return {seed: statistics.fmean(one.ffn_share) for seed, one in lab.records(variant).items()}
+
+
+def _mean(lab: Lab, variant: Variant, of: Callable[[Record], float]) -> float:
+    return statistics.fmean(map(of, lab.records(variant).values()))
 
 
 def plus_minus(difference: Paired) -> str:
@@ -91,24 +111,21 @@ def plus_minus(difference: Paired) -> str:
     return f"{difference.mean:+.4f} ± {difference.high - difference.mean:.4f}"
 
 
-def all_agree(found: Sequence[Paired], claimed: Literal["lower", "higher"]) -> Outcome:
-    """Of a claim that several differences have one sign: one against it is enough to disagree."""
-    outcomes = {agreement(difference, claimed) for difference in found}
-    if "disagrees" in outcomes:
-        return "disagrees"
-    return "agrees" if outcomes == {"agrees"} else "unresolved"
+def setup(lab: Lab, variant: Variant = MOEPP) -> str:
+    """How the scale's models depart from the paper's, as a limit.
 
-
-def setup(lab: Lab) -> str:
-    """How the scale's models depart from the paper's, as a limit."""
-    recipe = lab.run(MOEPP, lab.scale.seeds[0]).recipe()
-    model = recipe.model
-    tokens = recipe.training["max_steps"] * recipe.samples_per_step * recipe.data.sequence_length
+    Args:
+        variant: one that is trained for as long as those compared.
+    """
+    recipe = lab.run(variant, lab.scale.seeds[0]).recipe()
+    model, steps = recipe.model, recipe.training["max_steps"]
+    tokens = steps * recipe.samples_per_step * recipe.data.sequence_length
     return (
-        f"The paper trains 1B models on 100B tokens once and scores tasks; here {model['num_hidden_layers']} layers of "
-        f"width {model['hidden_size']} see {tokens / 1e6:.2g}M tokens, {len(lab.scale.seeds)} seeds each, and what is "
-        f"compared is the loss on held-out text. Both models use combine={model.get('combine')}, "
-        f"γ = {model.get('capacity_factor')} and β = {model.get('router_aux_loss_coef')} where the paper has Eq. 1's "
+        f"{model['num_hidden_layers']} layers of width {model['hidden_size']} see {tokens:,} tokens in {steps:,} "
+        f"steps, {len(lab.scale.seeds)} seeds each, and what is compared is the loss on held-out text; the paper "
+        "trains 1B models on 100B tokens once and scores tasks. What differs here may vanish, or turn round, in a run "
+        f"of that length. Where nothing else is said, combine={model.get('combine')}, "
+        f"γ = {model.get('capacity_factor')} and β = {model.get('router_aux_loss_coef')}, where the paper has Eq. 1's "
         "probabilities, 1.1 and 0.01."
     )
 

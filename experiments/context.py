@@ -8,7 +8,6 @@ By position, each token of the longest windows is compared with itself in a wind
 stands where in a text cancels out; the loss by position says whether the model uses its context at all.
 """
 
-import math
 import statistics
 from collections.abc import Mapping
 from itertools import pairwise
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from .experiment import Experiment
 from .lab import Lab, cut
-from .paired import Paired, interval
-from .result import Claim, Outcome, Result, Table
-from .text import agreement, nats
+from .outcomes import above, below, within
+from .paired import Paired, interval, paired
+from .result import Claim, Result, Table
+from .text import level, nats, said
 from .variants import LONG_CONTEXT
 from .windows import FOREIGN, SHIFTED, edges, mean, study
 
@@ -68,6 +68,8 @@ def result(lab: Lab) -> Result:
             "others from documents one after the other, as in training. Intervals are over the seeds, not over texts.",
             f"Tokens compared: the last {lengths[0] // 2} of each window, so that each sees {lengths[0] // 2} to "
             f"{lengths[0]} tokens in the shortest.",
+            "Positions are rotary, so that moving all of them together changes nothing but rounding: the row of other "
+            "positions checks the measurement, and says nothing of the model.",
             "Longer than trained was not tried.",
         ],
         data=data,
@@ -89,17 +91,13 @@ def _over_seeds(data: Mapping[str, Any], name: str, field: str) -> Paired:
 
 
 def _change(data: Mapping[str, Any], name: str, field: str, base: str) -> Paired:
-    values = data["seeds"].values()
-    return interval([_number(one[name][field]) - _number(one[base][field]) for one in values])
+    ours, theirs = ({seed: _number(one[row][field]) for seed, one in data["seeds"].items()} for row in (name, base))
+    return paired(ours, theirs)
 
 
 def _number(value: Any) -> float:
     """By layer or not."""
     return statistics.fmean(value) if isinstance(value, list) else value
-
-
-def _percent(found: Paired) -> str:
-    return f"{found.mean:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def _agreement_table(data: Mapping[str, Any]) -> Table:
@@ -111,10 +109,10 @@ def _agreement_table(data: Mapping[str, Any]) -> Table:
     for name, text in names.items():
         row = [text]
         for field in ("same_experts", "same_count"):
-            row.append("" if name == shortest else _percent(_over_seeds(data, name, field)))
+            row.append("" if name == shortest else level(_over_seeds(data, name, field), "%", times=100, digits=1))
         for field in ("ffn", "loss"):
             found = _over_seeds(data, name, field)
-            row.append(f"{found.mean:.4f}" if name == shortest else nats(_change(data, name, field, shortest)))
+            row.append(f"{found.mean:.4f}" if name == shortest else said(_change(data, name, field, shortest)))
         rows.append(row)
     return Table(
         f"The same tokens seen with more context than {lengths[0]:,} tokens",
@@ -149,9 +147,9 @@ def _position_table(data: Mapping[str, Any]) -> Table:
         row = [f"{begin:,} to {stop - 1:,}"]
         for field in ("ffn", "loss"):
             found = interval([one["positions"][place][field] for one in data["seeds"].values()])
-            row.append(f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]")
+            row.append(level(found, digits=3))
             # A window begins as a short one does: equal but for rounding.
-            row.append("" if stop <= data["lengths"][0] else nats(_position_change(data, place, field)))
+            row.append("" if stop <= data["lengths"][0] else said(_position_change(data, place, field)))
         rows.append(row)
     short = f"− in windows of {data['lengths'][0]:,}"
     return Table(
@@ -165,43 +163,27 @@ def _position_table(data: Mapping[str, Any]) -> Table:
 def _claims(data: Mapping[str, Any]) -> list[Claim]:
     shortest, longest = (str(data["lengths"][index]) for index in (0, -1))
     kept, drift = _over_seeds(data, longest, "same_experts"), _change(data, longest, "ffn", shortest)
-    moved, loss = _over_seeds(data, SHIFTED, "same_experts"), _change(data, longest, "loss", shortest)
+    loss = _change(data, longest, "loss", shortest)
     other = _change(data, FOREIGN, "same_experts", longest)
-    window = f"seeing {longest} tokens instead of {shortest}"
+    window = f"when the model sees {int(longest):,} tokens instead of {int(shortest):,}"
     return [
         Claim(
-            f"At least {STABLE:.0%} of the tokens keep their experts, {window}.",
-            in_range(kept, STABLE, math.inf),
-            _percent(kept),
+            f"At least {STABLE:.0%} of the tokens keep their experts {window}.",
+            above(kept, STABLE),
+            level(kept, "%", times=100, digits=1),
         ),
         Claim(
-            f"The FFN experts per token change by less than {DRIFT}, {window}.",
-            in_range(drift, -DRIFT, DRIFT),
-            nats(drift),
-        ),
-        Claim(
-            "It is the context and not the position: at other positions, 99.9 % keep their experts.",
-            "agrees" if min(moved.values) >= 0.999 else "disagrees",
-            _percent(moved),
+            f"The FFN experts per token change by less than {DRIFT} {window}.",
+            within(drift, -DRIFT, DRIFT),
+            said(drift, "FFN experts per token"),
         ),
         Claim(
             "More tokens change their experts when the far context is other text than when it is their own.",
-            agreement(other, "lower"),
-            f"Share that keeps them, other text − own: {nats(other)}.",
+            below(other),
+            f"Share that keeps them, other text − own: {said(other, 'points', times=100, digits=2)}.",
         ),
-        Claim(
-            "Control: the model uses the context, its loss is lower with all of it.",
-            agreement(loss, "lower"),
-            nats(loss),
-        ),
+        Claim(f"The model uses its context: its loss is lower {window}.", below(loss), nats(loss), origin="control"),
     ]
-
-
-def in_range(found: Paired, low: float, high: float) -> Outcome:
-    """Of a claim that a value lies in a range, by its interval."""
-    if low <= found.low and found.high <= high:
-        return "agrees"
-    return "disagrees" if found.high < low or found.low > high else "unresolved"
 
 
 def draw(found: Result, figure: "Figure") -> None:

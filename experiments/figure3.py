@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from .compare import compared, differences, setup
+from .compare import compared, setup
 from .experiment import Experiment
 from .lab import Lab
-from .paired import interval
+from .outcomes import above, below
+from .paired import paired
 from .result import Claim, Result
-from .text import agreement, nats
+from .text import nats
 from .variants import CONSTANTS, VANILLA, with_constants
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def result(lab: Lab) -> Result:
     tables, data = compared(lab, ROWS, [NONE, BEST_ROW])
     rise, fall = lab.difference(ROWS[BEST_ROW], ROWS[NONE]), lab.difference(ROWS[MOST_ROW], ROWS[BEST_ROW])
     claims = [
-        Claim(f"{BEST} constant experts are better than none: quality rises.", agreement(rise, "lower"), nats(rise)),
+        Claim(f"{BEST} constant experts are better than none: quality rises.", below(rise), nats(rise)),
         Claim(
             f"{CONSTANTS[-1]} constant experts are worse than {BEST}: quality falls.",
-            agreement(fall, "higher"),
+            above(fall),
             nats(fall),
         ),
     ]
@@ -48,12 +49,12 @@ def draw(found: Result, figure: "Figure") -> None:
     left, right = figure.subplots(1, 2)
     loss = {name: one["loss"] for name, one in found.data.items()}
     counts = range(len(loss))
-    paired = [interval(differences(values, loss[NONE])) for values in loss.values()]
-    for place, one in zip(counts, paired, strict=True):
+    differences = [paired(values, loss[NONE]) for values in loss.values()]
+    for place, one in zip(counts, differences, strict=True):
         left.plot([place] * len(one.values), one.values, "o", color=COLOURS[0], alpha=0.6, markersize=4)
         if place and len(one.values) > 1:
             left.plot([place, place], [one.low, one.high], "-", color=COLOURS[0], linewidth=1.5)
-    left.plot(counts, [one.mean for one in paired], "_-", color=COLOURS[0], markersize=12, linewidth=0.8)
+    left.plot(counts, [one.mean for one in differences], "_-", color=COLOURS[0], markersize=12, linewidth=0.8)
     left.axhline(0, color="#666666", linewidth=1)
     left.set_ylabel("validation loss − without\n(nats per token)")
     right.plot(counts, [one["expert_flops"] for one in found.data.values()], "s-", color=COLOURS[1])

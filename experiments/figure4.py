@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from moepp.analyze import expert_load, experts_per_token
+from moepp.analyze import RoutingTable, expert_load, experts_per_token
 from moepp.analyze.tables import ExpertLoad
 
 from . import paper
 from .experiment import Experiment
 from .lab import Lab
+from .loads import apart, distances
+from .outcomes import above
 from .paired import interval
 from .result import Claim, Result, Table
 from .routed import held_out, prompts, route
-from .text import agreement, nats
+from .text import said
 from .variants import MOEPP
 
 if TYPE_CHECKING:
@@ -56,20 +60,20 @@ def result(lab: Lab) -> Result:
     )
     spread = interval(list(spreads(per_token).values()))
     widest = [max(one.values()) - min(one.values()) for one in per_token.values()]
-    moved = [[_distance(load, index) - _chance(load, index) for index in range(len(sizes))] for load in loads.values()]
-    elsewhere = interval([statistics.fmean(one) for one in moved])
+    between = {seed: distances(_halves(table)) for seed, table in tables.items()}
+    elsewhere = interval([apart(found, list(found)) for found in between.values()])
     claims = [
         Claim(
             "Expert load differs by task and source.",
-            agreement(elsewhere, "higher"),
-            "Share of a text's choices that would have to move to get the overall load, beyond what so few tokens give "
-            f"by chance, averaged over the texts: {nats(elsewhere)}.",
+            above(elsewhere),
+            "Share of a text's choices that would have to move to get another text's load, less that between halves of "
+            f"one text, of different documents: {said(elsewhere, 'points', times=100, digits=2)}.",
         ),
         Claim(
             "FFN experts per token differ by task and source, and the same ones get more in every seed's model.",
-            agreement(spread, "higher"),
+            above(spread),
             "Where the other seeds' models compute most less where they compute least, in FFN experts per token: "
-            f"{nats(spread)}. Most less least of one model: {', '.join(f'{value:.3f}' for value in widest)}; the "
+            f"{said(spread)}. Most less least of one model: {', '.join(f'{value:.3f}' for value in widest)}; the "
             f"paper's tasks: {paper.FIGURE_4['HellaSwag'] - paper.FIGURE_4['SciQ']:.3f}.",
         ),
     ]
@@ -80,6 +84,7 @@ def result(lab: Lab) -> Result:
     ]
     data = {
         "ffn_per_token": per_token,
+        "distances": between,
         "load": dict(zip(first.sources, next(iter(loads.values())).share.tolist(), strict=True)),
         "experts": _names(first.layout.ffn, first.layout.constant, first.layout.copy, first.layout.zero),
     }
@@ -104,11 +109,22 @@ def _distance(load: ExpertLoad, index: int) -> float:
     return float(np.abs(load.share[index] - _overall(load)).sum(axis=-1).mean() / 2)
 
 
-def _chance(load: ExpertLoad, index: int) -> float:
-    """What the distance would be for independent choices out of the overall load: E|x| = √(2/π) of a standard error."""
-    share = _overall(load)
-    error = np.sqrt(share * (1 - share) / load.count[index].sum(axis=-1, keepdims=True))
-    return float(np.sqrt(2 / np.pi) * error.sum(axis=-1).mean() / 2)
+def _halves(table: RoutingTable) -> dict[str, list[Tensor]]:
+    """Of each text with two documents or more, the load in every other document and in the rest."""
+    found = {}
+    for index, source in enumerate(table.sources):
+        documents = np.unique(table.document[table.source == index])
+        if len(documents) > 1:
+            halves = [np.isin(table.document, documents[first::2]) for first in (0, 1)]
+            found[source] = [torch.from_numpy(_load(table, half)) for half in halves]
+    return found
+
+
+def _load(table: RoutingTable, chosen: np.ndarray) -> np.ndarray:
+    """(layers, experts) shares of the chosen tokens' choices."""
+    experts = table.layout.num_experts
+    layers = [table.expert[chosen, layer].ravel() for layer in range(table.num_layers)]
+    return np.stack([np.bincount(layer, minlength=experts)[:experts] / len(layer) for layer in layers])
 
 
 def _overall(load: ExpertLoad) -> np.ndarray:

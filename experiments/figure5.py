@@ -13,10 +13,11 @@ from moepp.analyze.relations import pearson, ranks
 from . import paper
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import below
 from .paired import interval
-from .result import Claim, Result, Table
+from .result import Claim, Outcome, Result, Table
 from .routed import held_out, route
-from .text import agreement, nats
+from .text import said
 from .variants import MOEPP
 from .words import CLASSES, by_class, code, contrast, counts, shown
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _OFTEN = 20
 """Occurrences of a type that is shown."""
 _SHOWN = 10
+_SHUFFLES = 999
 
 
 def result(lab: Lab) -> Result:
@@ -33,7 +35,7 @@ def result(lab: Lab) -> Result:
     tables = route(lab, MOEPP, held_out(lab))
     first = next(iter(tables.values()))
     means = {seed: _means(table) for seed, table in tables.items()}
-    agreements = interval(correlations(list(means.values())))
+    agreements = correlations(list(means.values()))
     classes = {seed: by_class(table, "ffn") for seed, table in tables.items()}
     fragments = interval(list(contrast(tables, "ffn", ["word fragment"], ["whole word"]).values()))
     extremes = _extremes(tables)
@@ -41,14 +43,16 @@ def result(lab: Lab) -> Result:
     claims = [
         Claim(
             "Word fragments go through fewer FFN experts than whole words.",
-            agreement(fragments, "lower"),
-            nats(fragments),
+            below(fragments),
+            said(fragments, "FFN experts per token and layer"),
         ),
         Claim(
             "Token types differ, and the same ones go through more FFN experts in every seed's model.",
-            agreement(agreements, "higher"),
-            f"Rank correlation between two seeds' models: {nats(agreements)}, over "
-            f"{len(next(iter(means.values()))):,} types of at least {_OFTEN} occurrences. Most less least, by seed: "
+            beyond_chance(agreements),
+            f"Rank correlation between every two seeds' models: "
+            f"{', '.join(f'{one:+.3f} (by chance {most:+.3f})' for one, most in agreements)}, over "
+            f"{len(next(iter(means.values()))):,} types of at least {_OFTEN} occurrences; by chance: the most of "
+            f"{_SHUFFLES} orders of the types. Most less least, by seed: "
             f"{', '.join(f'{value:.2f}' for value in range_)}; the paper's: "
             f"{paper.FIGURE_5['touch'] - paper.FIGURE_5['ried']:.2f}.",
         ),
@@ -56,7 +60,7 @@ def result(lab: Lab) -> Result:
     limits = [
         f"{first.num_tokens:,} tokens of docstrings and code, which have few of the paper's nouns and many "
         "symbols. A type's interval takes its occurrences for independent, and the extremes of many types are partly "
-        "chance: the other seeds' means beside them are not chosen. Correlations of three seeds are not independent."
+        "chance: the other seeds' means beside them are not chosen."
     ]
     data = {"classes": classes, "extremes": extremes, "counts": counts(first)}
     return Result(
@@ -64,12 +68,25 @@ def result(lab: Lab) -> Result:
     )
 
 
-def correlations(means: Sequence[Mapping[str, float]]) -> list[float]:
-    """The rank correlation of every two models' values of the same names."""
-    return [
-        pearson(ranks(np.array([*one.values()])), ranks(np.array([other[name] for name in one])))
-        for one, other in combinations(means, 2)
-    ]
+def correlations(means: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """The rank correlation of every two models' values of the same names, and the most that shuffled names give.
+
+    Pairs of a few models share models, so they are no sample: each is held against its own chance.
+    """
+    rng, found = np.random.default_rng(0), []
+    for one, other in combinations(means, 2):
+        ours, theirs = ranks(np.array([*one.values()])), ranks(np.array([other[name] for name in one]))
+        by_chance = max(pearson(rng.permutation(ours), theirs) for _ in range(_SHUFFLES))
+        found.append((pearson(ours, theirs), by_chance))
+    return found
+
+
+def beyond_chance(found: Sequence[tuple[float, float]]) -> Outcome:
+    """Of a claim that models agree: every pair does more than by chance, or none does."""
+    more = [one > by_chance for one, by_chance in found]
+    if not more or len(set(more)) > 1:
+        return "unresolved"
+    return "agrees" if more[0] else "disagrees"
 
 
 def _means(table: RoutingTable) -> dict[str, float]:

@@ -10,10 +10,11 @@ from moepp.analyze.relations import ScoreDensity
 
 from .experiment import Experiment
 from .lab import Lab
-from .paired import Paired, paired
-from .result import Claim, Outcome, Result, Table
+from .outcomes import below, within
+from .paired import paired
+from .result import Claim, Result, Table
 from .routed import held_out, route
-from .text import agreement, nats
+from .text import said
 from .variants import MOEPP, NO_RESIDUAL
 
 if TYPE_CHECKING:
@@ -40,18 +41,16 @@ def result(lab: Lab) -> Result:
             ]
             difference = paired(*values)
             cells = [", ".join(f"{value:.4f}" for value in each.values()) for each in values]
-            rows.append([f"{name}, {what}", *cells, nats(difference)])
+            rows.append([f"{name}, {what}", *cells, said(difference)])
             if what == "variance":
                 text = f"Gating residuals lower the variance of the {name} scores."
-                claims.append(Claim(text, agreement(difference, "lower"), nats(difference)))
+                claims.append(Claim(text, below(difference), said(difference)))
             else:
                 usual = sum(values[1].values()) / len(values[1])
                 text = f"Gating residuals leave the mean of the {name} scores as it is."
-                evidence = (
-                    f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]; the same is "
-                    f"within ± {SAME * usual:.4f}, {SAME:.0%} of the mean."
-                )
-                claims.append(Claim(text, same(difference, SAME * usual), evidence))
+                margin = SAME * usual
+                evidence = f"{said(difference)}; the same is within ± {margin:.4f}, {SAME:.0%} of the mean."
+                claims.append(Claim(text, within(difference, -margin, margin), evidence))
     tables = [
         Table(
             "The paper",
@@ -76,13 +75,6 @@ def result(lab: Lab) -> Result:
         "density": {name: {seed: one.overall.tolist() for seed, one in each.items()} for name, each in found.items()},
     }
     return Result(tables=tables, claims=claims, limits=limits, data=data)
-
-
-def same(difference: Paired, margin: float) -> Outcome:
-    """Of a claim that nothing differs: the interval lies within the margin; that it spans 0 would not do."""
-    if -margin <= difference.low and difference.high <= margin:
-        return "agrees"
-    return "unresolved" if difference.sign == "unresolved" else "disagrees"
 
 
 def _layers(ours: Mapping[int, ScoreDensity], theirs: Mapping[int, ScoreDensity]) -> Table:

@@ -9,10 +9,11 @@ from moepp.config import ExpertType
 from . import paper
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import above
 from .paired import interval
 from .result import Claim, Result, Table
 from .routed import held_out, route
-from .text import agreement, nats
+from .text import said
 from .variants import MOEPP
 from .words import CLASSES, by_class, code, contrast, counts
 
@@ -67,8 +68,8 @@ def result(lab: Lab) -> Result:
         claims.append(
             Claim(
                 f"The {kind} experts take more of {', '.join(claimed)} than of other tokens.",
-                agreement(difference, "higher"),
-                f"Experts per token and layer: {nats(difference)}.",
+                above(difference),
+                f"Experts per token and layer: {said(difference)}.",
             )
         )
     limits = [

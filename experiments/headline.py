@@ -1,156 +1,159 @@
 """What MoE++ needs to reach its vanilla twin's final validation loss: tokens, expert FLOPs, wall-clock.
 
-Every point is a whole run with its own schedule, since a loss in the middle of a schedule is not what training for so
-long would have reached. Between them, the loss is taken as linear in the logarithm of the tokens.
+Any model whose tokens are cheaper can be trained on more of them, so a vanilla MoE of thinner experts, as cheap a token
+as MoE++, is asked the same.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, get_args
 
-from moepp.bench import Timing
-
+from .compare import compared, setup
+from .curves import Point, Quantity, curve, losses_at_equal, needed, step_times
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import below
 from .paired import interval, paired
-from .record import Record
 from .result import Claim, Outcome, Result, Table
-from .speed import step_seconds
-from .text import agreement, nats
-from .variants import MOEPP, SAME_EXPERT_FLOPS, VANILLA
+from .text import level, nats, said
+from .variants import MOEPP, SAME_EXPERT_FLOPS, THIN, THIN_FULL, THIN_SAME_FLOPS, VANILLA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OURS = (MOEPP.short(), MOEPP, SAME_EXPERT_FLOPS)
-THEIRS = (VANILLA.short(), VANILLA)
+LENGTHS = {
+    MOEPP: (MOEPP.short(), MOEPP, SAME_EXPERT_FLOPS),
+    THIN_FULL: (THIN, THIN_FULL, THIN_SAME_FLOPS),
+    VANILLA: (VANILLA.short(), VANILLA),
+}
+"""A model's runs, from the shortest to the longest."""
+OTHERS = (MOEPP, THIN_FULL)
 TARGET = 0.75
+NAMES: dict[Quantity, str] = {"tokens": "tokens", "expert_flops": "expert FLOPs", "seconds": "modelled wall-clock"}
+
+Shares = Mapping[int, tuple[float, float]]
+"""By seed, between which shares of vanilla's quantity."""
 
 
 def result(lab: Lab) -> Result:
     """By seed: interpolated between whole runs."""
-    ours, theirs = lab.records(MOEPP), lab.records(VANILLA)
-    runs = {seed: [lab.records(variant)[seed] for variant in OURS if seed in lab.records(variant)] for seed in theirs}
-    timings = step_seconds(lab, [MOEPP])
-    pace = timings[MOEPP.name].median / timings[VANILLA.name].median
-    tokens: dict[int, float | None] = {
-        seed: tokens_to_reach(one.loss, runs[seed]) for seed, one in theirs.items() if seed in ours
+    seconds = step_times(lab, OTHERS)
+    curves = {model.name: curve(lab, lengths, seconds[model.name]) for model, lengths in LENGTHS.items()}
+    vanilla = {seed: points[-1] for seed, points in curves[VANILLA.name].items()}
+    goal = {seed: point.loss for seed, point in vanilla.items()}
+    shares = {
+        (model.name, quantity): _shares(curves[model.name], vanilla, quantity)
+        for model in OTHERS
+        for quantity in get_args(Quantity)
     }
-    reached = {seed: value / theirs[seed].tokens for seed, value in tokens.items() if value is not None}
-    flops = {
-        seed: share * _flops_per_token(ours[seed]) / _flops_per_token(theirs[seed]) for seed, share in reached.items()
+    losses = {
+        (model.name, quantity): losses_at_equal(curves[model.name], vanilla, quantity)
+        for model in OTHERS
+        for quantity in get_args(Quantity)
     }
-    clock = {seed: share * pace for seed, share in reached.items()}
-    equal_tokens = lab.difference(MOEPP, VANILLA)
-    equal_flops = lab.difference(SAME_EXPERT_FLOPS, VANILLA)
-    spent = _mean(
-        [one.expert_flops / theirs[seed].expert_flops for seed, one in lab.records(SAME_EXPERT_FLOPS).items()]
-    )
-    equal_clock = paired(
-        {seed: loss_at(theirs[seed].tokens / pace, runs[seed]) for seed in tokens}, lab.losses(VANILLA)
-    )
     rows = [
-        ["to reach vanilla's final loss: tokens", *_needed(reached, len(tokens))],
-        ["… expert FLOPs", *_needed(flops, len(tokens))],
-        ["… wall-clock", *_needed(clock, len(tokens))],
-        ["loss − vanilla's at equal tokens", nats(equal_tokens), "1.00 × tokens"],
-        ["… at equal wall-clock", nats(equal_clock), f"{1 / pace:.2f} × tokens"],
-        ["… at 5/3 of the tokens", nats(equal_flops), f"{spent:.2f} × expert FLOPs"],
+        [f"{name}, of vanilla's, to reach its final loss", *(_cell(shares[model.name, quantity]) for model in OTHERS)]
+        for quantity, name in NAMES.items()
     ]
+    rows += [
+        [
+            f"loss − vanilla's at equal {name}, nats per token",
+            *(said(paired(losses[model.name, quantity], goal)) for model in OTHERS),
+        ]
+        for quantity, name in NAMES.items()
+    ]
+    paces = {
+        model.name: interval([seconds[model.name][seed] / seconds[VANILLA.name][seed] for seed in vanilla])
+        for model in OTHERS
+    }
     note = (
-        f"A training step of MoE++ takes {pace:.3f} of vanilla's time, measured in turns on the trained models "
-        f"({timings[MOEPP.name].rounds} rounds, quartiles {_spread(timings[MOEPP.name])} apart); expert FLOPs are "
-        "those counted while training, forward and backward."
+        "Mean [95 % over seeds]. Expert FLOPs: those counted while training, forward and backward. Wall-clock is "
+        "modelled: a run's steps times the time of one, measured in turns on each seed's trained models; a step takes "
+        + " and ".join(f"{level(pace, digits=3)} of vanilla's ({name})" for name, pace in paces.items())
+        + "."
     )
+    ours, thin = (paired(losses[model.name, "expert_flops"], goal) for model in OTHERS)
+    control = paired(losses[MOEPP.name, "expert_flops"], losses[THIN_FULL.name, "expert_flops"])
     claims = [
-        _target("expert FLOPs", flops, len(tokens)),
-        _target("wall-clock", clock, len(tokens)),
-        Claim("At equal tokens, MoE++ is better than vanilla.", agreement(equal_tokens, "lower"), nats(equal_tokens)),
-        Claim("At equal wall-clock, MoE++ is better.", agreement(equal_clock, "lower"), nats(equal_clock)),
+        *(
+            Claim(
+                f"MoE++ needs at most {TARGET} × its vanilla twin's {NAMES[quantity]} for the twin's final loss.",
+                at_most(shares[MOEPP.name, quantity], TARGET),
+                _cell(shares[MOEPP.name, quantity]) + ".",
+            )
+            for quantity in ("expert_flops", "seconds")
+        ),
+        *(
+            Claim(
+                f"At equal {name}, MoE++ at τ = .75 is better than vanilla.",
+                below(paired(losses[MOEPP.name, quantity], goal)),
+                nats(paired(losses[MOEPP.name, quantity], goal)) + ".",
+            )
+            for quantity, name in list(NAMES.items())[1:]  # at equal tokens: Table 3's claim
+        ),
         Claim(
-            "At 5/3 of the tokens, equal expert FLOPs if tau's share is reached, MoE++ is better.",
-            agreement(equal_flops, "lower"),
-            f"{nats(equal_flops)} with {spent:.2f} of vanilla's expert FLOPs.",
+            "At equal expert FLOPs, MoE++ at τ = .75 is better than vanilla with experts of .6 the width.",
+            below(control),
+            f"{nats(control)}; less vanilla: MoE++ {nats(ours)}, thinner experts {nats(thin)}.",
         ),
     ]
-    data = {
-        "pace": pace,
-        "runs": {
-            variant.name: {
-                str(seed): [
-                    {"tokens": one.tokens, "expert_flops": one.expert_flops, "loss": one.loss}
-                    for one in (lab.records(length)[seed] for length in lengths if seed in lab.records(length))
-                ]
-                for seed in lab.scale.seeds
-            }
-            for variant, lengths in ((MOEPP, OURS), (VANILLA, THEIRS))
-        },
-        "reached": {"tokens": reached, "expert_flops": flops, "wall_clock": clock},
-    }
-    limits = [
-        "The vocabulary's products and attention, which MoE++ does not change, take most of a step of a model this "
-        "small: its wall-clock gains less than its experts do."
-    ]
-    return Result(
-        tables=[Table("MoE++ at τ = .75 over its vanilla twin", ["", "mean [95 %]", "at"], rows, note)],
-        claims=claims,
-        limits=limits,
-        data=data,
+    tables, models = compared(
+        lab, {MOEPP.name: MOEPP, THIN_FULL.name: THIN_FULL, VANILLA.name: VANILLA}, [VANILLA.name]
     )
+    limits = [
+        "While the loss still falls steeply with the tokens, any model whose tokens cost less needs fewer expert FLOPs "
+        "to reach a given loss, by being shown more text. What is MoE++'s own is the difference from thinner experts.",
+        "The loss is taken as linear in the logarithm of a quantity between whole runs of half, all and 5/3 of the "
+        "steps, and along the last line up to 15 % outside of them.",
+        "The vocabulary's products and attention, which MoE++ does not change, take most of a step of a model this "
+        "small: its wall-clock gains less than its experts do.",
+        setup(lab),
+    ]
+    data = {
+        "step_seconds": seconds,
+        "runs": {
+            name: {seed: [p._asdict() for p in points] for seed, points in c.items()} for name, c in curves.items()
+        },
+        "needed": {
+            f"{name}: {quantity}": {seed: [low, None if math.isinf(high) else high] for seed, (low, high) in of.items()}
+            for (name, quantity), of in shares.items()
+        },
+        "models": models,
+    }
+    first = Table("To reach vanilla's final loss, and at equal cost", ["", *(one.name for one in OTHERS)], rows, note)
+    return Result(tables=[first, *tables], claims=claims, limits=limits, data=data)
 
 
-def tokens_to_reach(loss: float, runs: Sequence[Record]) -> float | None:
-    """Training tokens at which the runs' final losses cross ``loss``; None where the longest doesn't reach it."""
-    points = sorted((one.tokens, one.loss) for one in runs)
-    if points[-1][1] > loss:
-        return None
-    if points[0][1] <= loss:
-        return float(points[0][0])
-    for (fewer, before), (more, after) in itertools.pairwise(points):
-        if after <= loss < before:
-            part = (before - loss) / (before - after)
-            return math.exp(math.log(fewer) + part * (math.log(more) - math.log(fewer)))
-    return float(points[-1][0])
+def _shares(ours: Mapping[int, Sequence[Point]], vanilla: Mapping[int, Point], quantity: Quantity) -> Shares:
+    found = {seed: needed(vanilla[seed].loss, points, quantity) for seed, points in ours.items() if seed in vanilla}
+    return {
+        seed: (low / getattr(vanilla[seed], quantity), high / getattr(vanilla[seed], quantity))
+        for seed, (low, high) in found.items()
+    }
 
 
-def loss_at(tokens: float, runs: Sequence[Record]) -> float:
-    """The final loss of a run of so many tokens, between (or just outside of) runs that were made."""
-    points = sorted((math.log(one.tokens), one.loss) for one in runs)
-    x = math.log(tokens)
-    above = next((index for index, (place, _) in enumerate(points) if place >= x), len(points) - 1)
-    (fewer, before), (more, after) = points[max(above, 1) - 1], points[max(above, 1)]
-    return before + (after - before) * (x - fewer) / (more - fewer)
+def _known(shares: Shares) -> list[float] | None:
+    """By seed, where all of them lie between runs."""
+    return [low for low, _ in shares.values()] if all(low == high for low, high in shares.values()) else None
 
 
-def _flops_per_token(record: Record) -> float:
-    return record.expert_flops / record.tokens
+def at_most(shares: Shares, bound: float) -> Outcome:
+    """Of a claim that a share is at most the bound; of seeds outside of the runs only their side can be told."""
+    if (values := _known(shares)) is not None:
+        return below(interval(values), bound)
+    if all(high <= bound for _, high in shares.values()):
+        return "agrees"
+    return "disagrees" if all(low > bound for low, _ in shares.values()) else "unresolved"
 
 
-def _needed(shares: dict[int, float], seeds: int) -> tuple[str, str]:
-    """The mean over seeds, if all of them got there."""
-    if len(shares) < seeds:
-        return f"not reached by {seeds - len(shares)} of {seeds} seeds", "5/3 of the tokens at most"
-    found = interval(list(shares.values()))
-    return f"{found.mean:.2f} × [{found.low:.2f}, {found.high:.2f}]", ", ".join(f"{v:.2f}" for v in found.values)
-
-
-def _target(what: str, shares: dict[int, float], seeds: int) -> Claim:
-    text = f"MoE++ needs at most {TARGET} × its vanilla twin's {what} for the twin's final loss."
-    if len(shares) < seeds:
-        outcome: Outcome = "disagrees"
-    else:
-        found = interval(list(shares.values()))
-        outcome = "agrees" if found.high <= TARGET else "disagrees" if found.low > TARGET else "unresolved"
-    return Claim(text, outcome, _needed(shares, seeds)[0] + ".")
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _spread(timing: Timing) -> str:
-    return f"{timing.iqr / timing.median:.1%}"
+def _cell(shares: Shares) -> str:
+    """The mean over seeds where all are known, and each seed's."""
+    by_seed = ", ".join(
+        f"{low:.2f}" if low == high else f"over {low:.2f}" if math.isinf(high) else f"under {high:.2f}"
+        for low, high in shares.values()
+    )
+    values = _known(shares)
+    return f"by seed {by_seed}" if values is None else f"{level(interval(values), digits=2)} × (by seed {by_seed})"
 
 
 def draw(found: Result, figure: "Figure") -> None:
@@ -163,21 +166,21 @@ def draw(found: Result, figure: "Figure") -> None:
         ("training tokens", "expert FLOPs, forward and backward"),
         strict=True,
     ):
-        for colour, marker, (name, seeds) in zip(COLOURS, "os", found.data["runs"].items(), strict=False):
+        for colour, marker, (name, seeds) in zip(COLOURS, "o^s", found.data["runs"].items(), strict=False):
             for index, points in enumerate(seeds.values()):
                 x = [point[quantity] for point in points]
                 y = [point["loss"] for point in points]
                 axes.plot(x, y, f"{marker}-", color=colour, alpha=0.7, label=name if index == 0 else None)
         axes.set_xscale("log")
         axes.set_xlabel(label)
-        axes.legend()
+    figure.axes[0].legend(fontsize=8)
     figure.axes[0].set_ylabel("final validation loss (nats per token)")
 
 
 EXPERIMENT = Experiment(
     name="headline",
     title="What MoE++ needs to reach its vanilla twin's loss",
-    variants=[*OURS, *THEIRS],
+    variants=[variant for lengths in LENGTHS.values() for variant in lengths],
     result=result,
     draw=draw,
 )

@@ -11,7 +11,8 @@ from moepp.bench.paper import MILLISECONDS, TOKENS
 from moepp.errors import BackendUnavailable
 
 from .lab import Lab
-from .result import Outcome, Result
+from .paired import Paired
+from .result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,17 +71,11 @@ def numbers(times: Times) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def ratio(part: Mapping[str, float], whole: Mapping[str, float]) -> tuple[float, float]:
-    """Of two medians, and how far half of both quartile distances moves it."""
+def ratio(part: Mapping[str, float], whole: Mapping[str, float]) -> Paired:
+    """Of two medians, and how far half of both quartile distances moves it to either side."""
     found = part["ms"] / whole["ms"]
-    return found, found * math.hypot(*(one["iqr_ms"] / 2 / one["ms"] for one in (part, whole)))
-
-
-def at_most(value: float, spread: float, bound: float) -> Outcome:
-    """Of a claim that a value is at most the bound; unresolved where the spread reaches over it."""
-    if abs(value - bound) <= spread:
-        return "unresolved"
-    return "agrees" if value < bound else "disagrees"
+    half = found * math.hypot(*(one["iqr_ms"] / 2 / one["ms"] for one in (part, whole)))
+    return Paired(found, found - half, found + half, (found,))
 
 
 def draw_times(found: Result, figure: "Figure", labels: Mapping[str, str]) -> None:

@@ -6,10 +6,7 @@ newest checkpoint. A lock keeps two processes off the same run, so any number of
 
 import fcntl
 import json
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +22,10 @@ from .record import RECORD_FILE, Record, failed, record
 from .runs import Run, corpus_hash
 
 FOLDER = Path("runs/experiments")
+_LOOK = 0.2
+"""Seconds between looks at what another process trains."""
+_PREPARED = 4
+"""Sets of samples that are kept for the next variants: more than a variant has seeds."""
 
 
 @dataclass
@@ -52,25 +53,31 @@ class Pool:
         return Record.read(self.path(run))
 
     def fill(self, runs: Sequence[Run]) -> bool:
-        """Trains what is missing and nobody else is training, in order; True when all is there."""
-        for run in runs:
-            if self._late():
-                break
-            with self._locked(run) as mine:
-                if mine and not self.done(run):
-                    self._train(run)
-                    self._say(run, runs)
-        return all(self.done(run) for run in runs)
+        """Trains what is missing, in order, and waits for what another process trains; False if time was up before."""
+        for run in filter(self.done, runs):
+            self._tidy(run)  # somebody was killed in between
+        missing = [run for run in runs if not self.done(run)]
+        while missing and not self.late():
+            for run in missing:
+                with self._locked(run) as mine:
+                    if mine and not self.done(run) and not self.late():
+                        self._train(run)
+                        self._say(run, runs)
+            missing = [run for run in missing if not self.done(run)]
+            if missing and not self.late():
+                time.sleep(_LOOK)
+        return not missing
 
-    def _late(self) -> bool:
+    def late(self) -> bool:
+        """Whether the time is up."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _say(self, run: Run, runs: Sequence[Run]) -> None:
         if not self.done(run):
             return
         done = [self.record(other) for other in runs if self.done(other)]
-        pace = sum(one.seconds for one in done) / max(1e-9, sum(one.length for one in done))
-        left = pace * sum(other.variant.length for other in runs if not self.done(other))
+        pace = sum(one.seconds for one in done) / max(1, sum(one.tokens for one in done))
+        left = pace * sum(other.tokens for other in runs if not self.done(other))
         found = self.record(run)
         outcome = f"diverged: {found.failure}" if found.failure else f"validation loss {found.loss:.4f}"
         self.console.print(
@@ -86,22 +93,27 @@ class Pool:
         resume = bool(checkpoints(folder))
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
-        began = time.monotonic()
         recipe = replace(run.recipe(), output_dir=str(folder))
         prepared = self._prepare(run)
+        if self.late():
+            return
+        console = self.console if self.console.is_terminal else Console(quiet=True)
         try:
-            with _stopped_at(self.deadline):
-                result = train(recipe, prepared=prepared, console=Console(quiet=True), resume=resume)
+            result = train(recipe, prepared=prepared, console=console, resume=resume, label=str(run), stop=self.late)
         except TrainingDiverged as error:
             failed(run, key, corpus_hash(run.scale), str(error)).write(folder)
-            return
-        if result.signal is not None:
-            if not self._late():
-                raise KeyboardInterrupt
-            return
-        record(run, key, result, folder, time.monotonic() - began).write(folder)
-        for checkpoint in checkpoints(folder):
-            shutil.rmtree(checkpoint)
+        else:
+            if result.signal is not None:
+                if not self.late():
+                    raise KeyboardInterrupt
+                return
+            record(run, key, result, folder).write(folder)
+        self._tidy(run)
+
+    def _tidy(self, run: Run) -> None:
+        """A run that is done needs no checkpoints."""
+        for checkpoint in checkpoints(self.path(run)):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _prepare(self, run: Run) -> Prepared:
         """The run's data; variants of one seed share it."""
@@ -109,9 +121,11 @@ class Pool:
         same = [recipe.seed, recipe.training["max_steps"], recipe.samples_per_step, repr(recipe.data)]
         same += [repr(recipe.tokenizer), run.scale.name]
         name = json.dumps(same)
-        if name not in self._prepared:
-            self._prepared[name] = prepare(recipe, Console(quiet=True))
-        return self._prepared[name]
+        found = self._prepared.pop(name, None) or prepare(recipe, Console(quiet=True))
+        self._prepared[name] = found  # the newest is the last
+        if len(self._prepared) > _PREPARED:
+            del self._prepared[next(iter(self._prepared))]
+        return found
 
     @contextmanager
     def _locked(self, run: Run) -> Iterator[bool]:
@@ -125,18 +139,3 @@ class Pool:
                 yield False
                 return
             yield True
-
-
-@contextmanager
-def _stopped_at(deadline: float | None) -> Iterator[None]:
-    """Ends a training run that is still going on then, as a signal from outside would: it saves and stops."""
-    if deadline is None:
-        yield
-        return
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

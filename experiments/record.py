@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from moepp.analyze import collect_stats
-from moepp.bench import facts
 from moepp.errors import DataError
+from moepp.files import replacing
 from moepp.layers import RoutingStats
 from moepp.train import TrainResult, read_metrics, validation_sources
 
+from .provenance import provenance
 from .runs import Run
 
 RECORD_FILE = "record.json"
@@ -57,14 +58,13 @@ class Record:
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """By logging step: ``step``, ``lm_loss``, ``ffn_per_token``, ``load_imbalance``."""
     seconds: float = 0.0
-    """That training took beside whatever else the machine did: to plan by, not to compare."""
+    """Of training steps, beside whatever else the machine did: to plan by, not to compare."""
 
     def write(self, folder: Path) -> None:
         """Writes the folder's record, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)  # a run may fail before it writes anything
-        aside = folder / f"{RECORD_FILE}.incomplete"
-        aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        aside.replace(folder / RECORD_FILE)
+        with replacing(folder / RECORD_FILE) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
@@ -82,15 +82,15 @@ class Record:
 
 def failed(run: Run, key: str, corpus: str, reason: str) -> Record:
     """The record of a run that diverged."""
-    return Record(run.variant.name, run.seed, run.variant.length, key, corpus, facts(), failure=reason)
+    return Record(run.variant.name, run.seed, run.variant.length, key, corpus, provenance(), failure=reason)
 
 
-def record(run: Run, key: str, result: TrainResult, folder: Path, seconds: float) -> Record:
+def record(run: Run, key: str, result: TrainResult, folder: Path) -> Record:
     """The record of a run that ended well."""
     recipe, config, metrics = run.recipe(), result.model.config, result.metrics
     log = [entry for entry in read_metrics(folder) if "lm_loss" in entry]
     steps = recipe.training["max_steps"]
-    tokens_per_step = recipe.samples_per_step * recipe.data.sequence_length
+    tokens_per_step = run.tokens // steps
     layout = config.moe.layout()
     stats = _held_out_routing(result)
     forward_flops = 2 * 3 * config.hidden_size * config.intermediate_size * config.num_hidden_layers
@@ -102,9 +102,9 @@ def record(run: Run, key: str, result: TrainResult, folder: Path, seconds: float
         length=run.variant.length,
         key=key,
         corpus=result.prepared.corpus.hash,
-        facts=facts(),
+        facts=provenance(),
         steps=steps,
-        tokens=steps * tokens_per_step,
+        tokens=run.tokens,
         parameters=result.model.num_parameters(),
         loss=metrics["eval_loss"],
         source_loss={source: metrics[f"eval_{source}_loss"] for source in sources},
@@ -117,7 +117,7 @@ def record(run: Run, key: str, result: TrainResult, folder: Path, seconds: float
         load=[(layer.assigned / layer.assigned.sum()).tolist() for layer in stats],
         dropped=sum(_by_step(log, "dropped/ffn", steps)) / steps,
         curve=[{k: entry[k] for k in ("step", "lm_loss", "ffn_per_token", "load_imbalance")} for entry in log],
-        seconds=seconds,
+        seconds=sum(tokens_per_step / pace for pace in _by_step(log, "tokens_per_second", steps)),
     )
 
 

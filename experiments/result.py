@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from moepp.errors import DataError
+from moepp.files import replacing
 
 Outcome = Literal["agrees", "disagrees", "unresolved", "not measured"]
-"""Of a claim of the paper, or of a question of ours: ``unresolved`` is where an interval spans 0."""
+"""Of a claim: ``unresolved`` is where an interval spans what decides it."""
+Origin = Literal["paper", "ours", "control"]
+"""Who claims: the paper, or we, who ask what it leaves open or check our own set-up."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,19 @@ class Claim:
     text: str
     outcome: Outcome
     evidence: str
+    origin: Origin | None = None
+    """None for that of the experiment's other claims."""
 
     def __post_init__(self) -> None:
         assert self.outcome in get_args(Outcome)
+        assert self.origin in (None, *get_args(Origin))
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words: one agrees with a paper, a statement of ours holds."""
+        ours = {"agrees": "holds", "disagrees": "does not hold"}
+        word = self.outcome if self.origin == "paper" else ours.get(self.outcome, self.outcome)
+        return f"control: {word}" if self.origin == "control" else word
 
 
 @dataclass(frozen=True)
@@ -52,17 +65,24 @@ class Result:
     name: str = ""
     title: str = ""
     scale: str = ""
+    device: str = "cpu"
+    """What it was measured on."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Machine, versions and command."""
+    """Machine, versions, commit and command of the measurement."""
+    trained: Sequence[Mapping[str, Any]] = ()
+    """Machines and versions of the trainings that it rests on, each once."""
     seeds: Sequence[int] = ()
     keys: Sequence[str] = ()
     """Of the runs that it rests on."""
+    fingerprint: str = ""
+    """Of all that it follows from; measuring again is worth it where that has changed."""
 
     def write(self, folder: Path) -> Path:
         """Writes ``NAME.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
         return path
 
     @classmethod

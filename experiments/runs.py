@@ -42,13 +42,20 @@ class Run:
         if variant.ffn_width != 1:
             width = round(plain.model["intermediate_size"] * variant.ffn_width / 8) * 8
             changes["model.intermediate_size"] = width
-        if variant.context != 1:
-            length = plain.data.sequence_length * variant.context
-            batch = max(1, plain.training["per_device_train_batch_size"] // variant.context)
+        if variant.long_context:
+            length = self.scale.long_context
+            short = plain.data.sequence_length
+            batch = max(1, plain.training["per_device_train_batch_size"] * short // length)
             changes |= {"data.sequence_length": length, "model.max_position_embeddings": length}
             changes["training.per_device_train_batch_size"] = batch
         changes |= variant.changes
         return load_recipe(self.scale.recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+    @property
+    def tokens(self) -> int:
+        """What it trains on."""
+        recipe = self.recipe()
+        return recipe.training["max_steps"] * recipe.samples_per_step * recipe.data.sequence_length
 
     @lru_cache  # noqa: B019 - runs are small and few
     def key(self) -> str:

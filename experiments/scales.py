@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from moepp.errors import ConfigError, nearest
 
 HERE = Path(__file__).parent
@@ -18,13 +20,28 @@ class Scale:
     results: Path
     """Where JSON and plots go."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    """What trained models are measured on, unless the user says otherwise."""
+    long_context: int = 8192
+    """Tokens of the sequences that the experiment on long context trains on."""
     layer: str = "7b"
     """Size of the layer that is timed for Tables A and B: the paper's, whatever is trained."""
 
 
 SCALES = {
-    name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name) for name in ("tiny", "small", "gpu")
+    name: Scale(name, HERE / "recipes" / f"{name}.yaml", HERE / "results" / name, device=device)
+    for name, device in {"tiny": "cpu", "small": "cpu", "gpu": "cuda"}.items()
 }
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError where this machine lacks it: nothing falls back to the CPU silently."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device={device!r} does not exist; {nearest(device, ('cpu', 'cuda'))}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device='cuda' needs a CUDA GPU, and torch sees none here; --scale tiny and small need none"
+        )
 
 
 def scale(name: str) -> Scale:

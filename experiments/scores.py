@@ -10,9 +10,10 @@ from . import paper
 from .evaluated import evaluated
 from .experiment import Experiment
 from .lab import Lab
-from .paired import Paired, interval
+from .outcomes import above
+from .paired import Paired, paired
 from .result import Claim, Result, Table
-from .text import agreement
+from .text import said
 from .variants import MOEPP, NO_RESIDUAL, VANILLA, Variant, with_tau
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def result(lab: Lab) -> Result:
             label: {
                 "score": score.score,
                 "standard_error": score.standard_error or 0.0,
-                "near_chance": score.near_chance,
                 "ffn_per_token": score.ffn_per_token,
             }
             for label, score in found.items()
@@ -49,8 +49,8 @@ def result(lab: Lab) -> Result:
         limits=[
             f"Items: {items}. With so few, a task's standard error is about two points, the same items for every "
             "model; differences are between models of one seed.",
-            "A task is near chance here where vanilla is, in most seeds: at most two standard errors above guessing. "
-            "It is then left out for every model.",
+            "A task is near chance here where vanilla is, in most seeds: at most two standard errors above guessing "
+            "or, if that is more, above what understands nothing scores. It is then left out for every model.",
             "The paper scores eleven public tasks after 100B tokens; these models read a millionth of that, and the "
             "questions are about Python's library.",
         ],
@@ -59,9 +59,14 @@ def result(lab: Lab) -> Result:
 
 
 def tasks_above_chance(data: Mapping[str, Any]) -> list[str]:
-    """Those that vanilla does better on than guessing, in most seeds."""
+    """Those that vanilla does better on than guessing and than what understands nothing, in most seeds."""
     vanilla = data["models"][VANILLA.name].values()
-    return [task for task in data["tasks"] if statistics.fmean(one[task]["near_chance"] for one in vanilla) <= 0.5]
+
+    def better(task: str) -> float:
+        floor = max([data["tasks"][task]["chance"], *data["tasks"][task]["baselines"].values()])
+        return statistics.fmean(one[task]["score"] - 2 * one[task]["standard_error"] > floor for one in vanilla)
+
+    return [task for task in data["tasks"] if better(task) > 0.5]
 
 
 def _accuracies(data: Mapping[str, Any], variant: Variant, tasks: Sequence[str]) -> dict[Any, float]:
@@ -71,13 +76,7 @@ def _accuracies(data: Mapping[str, Any], variant: Variant, tasks: Sequence[str])
 
 
 def _difference(data: Mapping[str, Any], ours: Variant, theirs: Variant, tasks: Sequence[str]) -> Paired:
-    one, other = _accuracies(data, ours, tasks), _accuracies(data, theirs, tasks)
-    return interval([one[seed] - other[seed] for seed in one if seed in other])
-
-
-def _points(found: Paired) -> str:
-    text = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-    return f"{text} unresolved" if found.sign == "unresolved" else text
+    return paired(_accuracies(data, ours, tasks), _accuracies(data, theirs, tasks))
 
 
 def _groups(data: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -122,7 +121,7 @@ def _difference_table(data: Mapping[str, Any]) -> Table:
     return _table(
         data,
         "Accuracy − vanilla's (points, 95 %)",
-        lambda variant, tasks: _points(_difference(data, variant, VANILLA, tasks)),
+        lambda variant, tasks: said(_difference(data, variant, VANILLA, tasks), times=100, digits=2),
         VARIANTS[1:],
         "Paired by seed.",
     )
@@ -145,18 +144,23 @@ def _published() -> Table:
 
 
 def _claims(data: Mapping[str, Any]) -> list[Claim]:
-    every, above = list(data["tasks"]), tasks_above_chance(data)
+    every, able = list(data["tasks"]), tasks_above_chance(data)
     asked = [
         ("MoE++ scores better than vanilla, on the average of all tasks.", MOEPP, VANILLA, every),
-        ("… and without near-chance tasks.", MOEPP, VANILLA, above),
-        ("A larger τ generally scores better: τ = 1 better than τ = .25.", with_tau(1.0), with_tau(0.25), every),
-        ("Gating residuals help MoE++.", MOEPP, NO_RESIDUAL, every),
+        ("MoE++ scores better than vanilla, on the average without near-chance tasks.", MOEPP, VANILLA, able),
+        (
+            "A larger τ generally scores better: τ = 1 is better than τ = .25, on the average of all tasks.",
+            with_tau(1.0),
+            with_tau(0.25),
+            every,
+        ),
+        ("Gating residuals improve MoE++, on the average of all tasks.", MOEPP, NO_RESIDUAL, every),
     ]
     claims = []
     for text, ours, theirs, tasks in asked:
         if tasks:
             found = _difference(data, ours, theirs, tasks)
-            claims.append(Claim(text, agreement(found, "higher"), f"{_points(found)} points."))
+            claims.append(Claim(text, above(found), said(found, "points", times=100, digits=2) + "."))
         else:
             claims.append(Claim(text, "not measured", "Every task is near chance."))
     return claims

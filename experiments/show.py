@@ -20,6 +20,6 @@ def show(result: Result, console: Console) -> None:
         console.print(grid)
     for claim in result.claims:
         style = _STYLES[claim.outcome]
-        console.print(f"[{style}]{claim.outcome}[/]: {claim.text} {claim.evidence}", highlight=False)
+        console.print(f"[{style}]{claim.verdict}[/]: {claim.text} {claim.evidence}", highlight=False)
     for limit in result.limits:
         console.print(limit, style="dim", highlight=False)

@@ -2,11 +2,11 @@
 
 import statistics
 
+from .compare import setup, shares
 from .experiment import Experiment
 from .lab import Lab
-from .result import Claim, Result
-from .sweep import compare_pairs, draw, length, models, shares
-from .text import agreement, nats
+from .result import Result
+from .sweep import compare_pairs, contest, draw, models
 from .variants import DENSE, DENSE_THIN, ONE_OR_COPY, ONE_OR_ZERO
 
 OURS = (ONE_OR_ZERO, ONE_OR_COPY)
@@ -19,23 +19,19 @@ def result(lab: Lab) -> Result:
     spent = {name: one["expert_flops"] for name, one in found.data["models"].items()}
     claims = []
     for ours in OURS:
-        same, full = lab.difference(ours, DENSE_THIN), lab.difference(ours, DENSE)
         computing = statistics.fmean(shares(lab, ours).values())
+        more = (
+            f"Expert FLOPs over those of full width: {spent[ours.name]:.2f} and {spent[DENSE_THIN.name]:.2f}; "
+            f"{computing:.1%} of the held-out tokens compute."
+        )
         claims += [
-            Claim(
-                f"A layer of {ours.name} is better than a dense one of .43 the width.",
-                agreement(same, "lower"),
-                f"{nats(same)}. Expert FLOPs over those of full width: {spent[ours.name]:.2f} and "
-                f"{spent[DENSE_THIN.name]:.2f}; {computing:.1%} of the held-out tokens compute.",
+            contest(
+                lab, ours, DENSE_THIN, f"A layer of {ours.name} is better than a dense one of .43 the width.", more=more
             ),
-            Claim(
-                f"A layer of {ours.name} is worse than a dense one of full width.",
-                agreement(full, "higher"),
-                nats(full),
-            ),
+            contest(lab, ours, DENSE, f"A layer of {ours.name} is worse than a dense one of full width.", lower=False),
         ]
     limits = [
-        length(lab, DENSE),
+        setup(lab, DENSE),
         "Top-1 with the weights of Eq. 1: the router learns because the chosen probability scales the output, so that "
         "what an FFN expert adds is smaller than in the dense models.",
     ]

@@ -20,9 +20,11 @@ from torch import Tensor
 from .experiment import Experiment
 from .held_out import measure, spread
 from .lab import Lab, cut
-from .paired import Paired, interval
+from .loads import apart, distances
+from .outcomes import above, below
+from .paired import Paired, interval, paired
 from .result import Claim, Result, Table
-from .text import agreement, nats
+from .text import said
 from .variants import MOEPP, VANILLA, Variant
 
 if TYPE_CHECKING:
@@ -112,19 +114,13 @@ def _study(lab: Lab, variant: Variant, seed: int, halves: Mapping[str, tuple[Ten
             "cv": (of_all.std(-1, correction=0) * layout.ffn).tolist(),
             "entropy": torch.special.entr(of_all).sum(-1).tolist(),
         }
-    return {"sources": sources, "distance": {a: {b: distance(loads, a, b) for b in loads} for a in loads}}
+    return {"sources": sources, "distance": distances(loads)}
 
 
 def load(assigned: Sequence[Tensor]) -> Tensor:
     """(layers, FFN experts) each expert's share of the choices of FFN experts."""
     counts = torch.stack(list(assigned)).double().cpu()
     return counts / counts.sum(-1, keepdim=True).clamp_min(1)
-
-
-def distance(loads: Mapping[str, Sequence[Tensor]], one: str, other: str) -> float:
-    """Total variation between two sources' loads, or the halves of one; mean over layers and pairs of halves."""
-    pairs = [(0, 1)] if one == other else [(0, 0), (0, 1), (1, 0), (1, 1)]
-    return statistics.fmean(float((loads[one][i] - loads[other][j]).abs().sum(-1).mean()) / 2 for i, j in pairs)
 
 
 def _values(data: Mapping[str, Any], variant: Variant, source: str, field: str) -> dict[Any, float]:
@@ -149,7 +145,7 @@ def _sources_table(data: Mapping[str, Any]) -> Table:
         for field in ("max_over_mean", "cv", "loss"):
             row += [f"{_mean(data, variant, source, field):.3f}" for variant in (MOEPP, VANILLA)]
         ours, theirs = (_values(data, variant, source, "max_over_mean") for variant in (MOEPP, VANILLA))
-        rows.append([*row, nats(interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs]))])
+        rows.append([*row, said(paired(ours, theirs))])
     head = ["", "MoE++: FFN experts per token"]
     head += [f"{variant.name}: {text}" for text in ("max/mean", "CV", "loss") for variant in (MOEPP, VANILLA)]
     return Table(
@@ -205,10 +201,14 @@ def _distance_table(data: Mapping[str, Any]) -> Table:
 
 def _over(data: Mapping[str, Any], sources: Sequence[str], field: str, ours: Variant, theirs: Variant) -> Paired:
     """Of two models' means over sources, by seed."""
-    both = [[_values(data, variant, source, field) for source in sources] for variant in (ours, theirs)]
-    seeds = [seed for seed in both[0][0] if seed in both[1][0]]
-    one, other = ([statistics.fmean(values[seed] for values in of) for seed in seeds] for of in both)
-    return interval([a - b for a, b in zip(one, other, strict=True)])
+    one, other = (
+        {
+            seed: statistics.fmean(_values(data, variant, source, field)[seed] for source in sources)
+            for seed in data["models"][variant.name]
+        }
+        for variant in (ours, theirs)
+    )
+    return paired(one, other)
 
 
 def _claims(data: Mapping[str, Any]) -> list[Claim]:
@@ -216,7 +216,7 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     new = [source for source in names if source not in seen]
     on_seen, on_new = (_over(data, sources, "max_over_mean", MOEPP, VANILLA) for sources in (seen, new))
     by_seed = list(data["models"][MOEPP.name].values())
-    apart = interval([_apart(one["distance"], seen) for one in by_seed])
+    between = interval([apart(one["distance"], seen) for one in by_seed])
     spent = interval(
         [
             statistics.fmean(one["sources"][source]["ffn_per_token"] for source in new)
@@ -227,27 +227,25 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
     return [
         Claim(
             "On the sources trained on, MoE++'s FFN experts are loaded more evenly than vanilla's (max/mean).",
-            agreement(on_seen, "lower"),
-            nats(on_seen),
+            below(on_seen),
+            said(on_seen),
         ),
-        Claim("So they are on text unlike anything seen.", agreement(on_new, "lower"), nats(on_new)),
+        Claim(
+            "On text unlike anything seen, MoE++'s FFN experts are loaded more evenly than vanilla's (max/mean).",
+            below(on_new),
+            said(on_new),
+        ),
         Claim(
             "MoE++'s load differs more between the sources trained on than between halves of one (total variation).",
-            agreement(apart, "higher"),
-            nats(apart),
+            above(between),
+            said(between),
         ),
         Claim(
             "MoE++ spends more FFN experts a token on text unlike anything seen than on the sources trained on.",
-            agreement(spent, "higher"),
-            nats(spent),
+            above(spent),
+            said(spent, "FFN experts per token"),
         ),
     ]
-
-
-def _apart(distances: Mapping[str, Mapping[str, float]], sources: Sequence[str]) -> float:
-    """The mean distance between different sources, less that between halves of one."""
-    between = [distances[a][b] for a in sources for b in sources if a != b]
-    return statistics.fmean(between) - statistics.fmean(distances[source][source] for source in sources)
 
 
 def draw(found: Result, figure: "Figure") -> None:

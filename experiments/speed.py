@@ -1,4 +1,7 @@
-"""What is measured on trained models with a clock: experts alone, and whole training steps; all variants in turns."""
+"""What is measured on trained models with a clock: experts alone, and whole training steps; all variants in turns.
+
+All in the precision that the scale trains in.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +20,15 @@ _STEPS = 8
 
 
 def throughput(lab: Lab, variants: Sequence[Variant]) -> dict[str, dict[str, Throughput]]:
-    """Expert throughput at synthetic and at learned routing, over vanilla's; models of the first seed.
+    """Expert throughput at synthetic and at learned routing, over vanilla's; models of the first seed that all have.
 
     Returns:
         By the variant's name and kind of routing.
     """
     models = _models(lab, variants)
+    if _trains_in_bf16(lab):
+        for model in models.values():
+            model.bfloat16()
     return expert_throughput(models, _tokens(lab, TOKENS), baseline=VANILLA.name, rounds=ROUNDS)
 
 
@@ -30,13 +36,19 @@ def step_seconds(lab: Lab, variants: Sequence[Variant]) -> dict[str, Timing]:
     """A training step of the scale's recipe, forward, backward, clipping and AdamW, at the trained models' routing."""
     recipe = lab.run(VANILLA, lab.scale.seeds[0]).recipe()
     batch = _tokens(lab, recipe.samples_per_step * recipe.data.sequence_length)
-    steps = {name: _step(model, batch) for name, model in _models(lab, variants).items()}
+    bf16 = _trains_in_bf16(lab)
+    steps = {name: _step(model, batch, bf16=bf16) for name, model in _models(lab, variants).items()}
     return interleave(steps, rounds=_STEPS)
 
 
 def _models(lab: Lab, variants: Sequence[Variant]) -> Mapping[str, MoEPPForCausalLM]:
-    names = dict.fromkeys([VANILLA, *variants])
-    return {variant.name: lab.model(variant, lab.scale.seeds[0]) for variant in names}
+    every = dict.fromkeys([VANILLA, *variants])
+    seed = min(set.intersection(*(set(lab.records(variant)) for variant in every)))
+    return {variant.name: lab.model(variant, seed) for variant in every}
+
+
+def _trains_in_bf16(lab: Lab) -> bool:
+    return bool(lab.run(VANILLA, lab.scale.seeds[0]).recipe().training.get("bf16"))
 
 
 def _tokens(lab: Lab, count: int) -> Tensor:
@@ -49,11 +61,10 @@ def _tokens(lab: Lab, count: int) -> Tensor:
     return torch.stack(in_turns[: count // length]).to(lab.device)
 
 
-def _step(model: MoEPPForCausalLM, batch: Tensor):
+def _step(model: MoEPPForCausalLM, batch: Tensor, *, bf16: bool):
     model.train()
     # A rate of 0: the weights stay, so every round does the same work.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-    bf16 = batch.is_cuda
 
     def step() -> None:
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):

@@ -2,12 +2,14 @@
 
 import statistics
 
+from .compare import setup, shares
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import above
 from .paired import paired
 from .result import Claim, Result
-from .sweep import compare_pairs, draw, length, models, shares
-from .text import agreement, nats
+from .sweep import compare_pairs, contest, draw, models
+from .text import said
 from .variants import BETAS, MOEPP, Variant, with_beta
 
 BASE = MOEPP.short()
@@ -19,20 +21,19 @@ def result(lab: Lab) -> Result:
     found = compare_pairs(lab, PAIRS, flops_over=BASE)
     weak, strong = (with_beta(beta) for beta in BETAS)
     nearer = paired(_distance(lab, weak), _distance(lab, BASE))
-    cost, more = lab.difference(BASE, weak), lab.difference(strong, BASE)
     reached = {one.name: statistics.fmean(shares(lab, one).values()) for one in (weak, BASE, strong)}
     claims = [
         Claim(
             "A short run at β = .01, the paper's, stays further from the FFN share that τ implies than one at β = .05.",
-            agreement(nearer, "higher"),
-            f"Distance from the aim at .01 less that at .05, as a share of the choices: {nats(nearer)}. Reached at "
+            above(nearer),
+            f"Distance from the aim at .01 less that at .05, as a share of the choices: {said(nearer)}. Reached at "
             f".01, .05 and .2: {', '.join(f'{share:.1%}' for share in reached.values())}.",
         ),
-        Claim("β = .05 costs loss against β = .01.", agreement(cost, "higher"), nats(cost)),
-        Claim("β = .2 costs loss against β = .05.", agreement(more, "higher"), nats(more)),
+        contest(lab, BASE, weak, "β = .05 costs loss against β = .01.", lower=False),
+        contest(lab, strong, BASE, "β = .2 costs loss against β = .05.", lower=False),
     ]
     limits = [
-        length(lab, BASE),
+        setup(lab, BASE),
         "β acts step by step: whether a long run at .01 comes to its aim is not told here. Models with different FFN "
         "shares spend different FLOPs, so a lower loss may be bought.",
     ]

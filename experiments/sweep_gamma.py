@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 from moepp.config import EXPERT_TYPES
 from moepp.train import read_metrics
 
+from .compare import setup
 from .experiment import Experiment
 from .lab import Lab
-from .result import Claim, Outcome, Result, Table
-from .sweep import compare_pairs, length, models, panels
-from .text import agreement, nats
+from .outcomes import within
+from .paired import interval
+from .result import Claim, Result, Table
+from .sweep import compare_pairs, contest, models, panels
+from .text import level
 from .variants import GAMMAS, MOEPP, VANILLA, Variant, as_published, with_gamma
 
 if TYPE_CHECKING:
@@ -56,13 +59,12 @@ def result(lab: Lab) -> Result:
         probe(as_published(MOEPP), lost, "with the paper's values, as in an earlier probe of one seed"),
         probe(tight, lost, "with the recipe's values"),
         *(
-            Claim(f"{ours.name} costs loss against no capacity.", agreement(found_, "higher"), nats(found_))
+            contest(lab, ours, base, f"{ours.name} costs loss against no capacity.", lower=False)
             for ours, base in ((tight, BASE), (wide, BASE), (twin, TWIN))
-            for found_ in [lab.difference(ours, base)]
         ),
     ]
     limits = [
-        length(lab, BASE),
+        setup(lab, BASE),
         "Capacity acts in training only: all validation losses are without it. In training it is taken over a "
         "micro-batch; larger ones are more even, and drop less.",
     ]
@@ -90,15 +92,15 @@ def _mean_curve(by_seed: dict[int, dict[int, float]]) -> dict[int, float]:
 
 
 def probe(variant: Variant, lost: dict[str, dict[int, dict[int, float]]], setting: str) -> Claim:
-    """Whether each seed's model lost as much as an earlier probe's; some doing so leaves it open."""
+    """Whether models of several seeds lost as much as an earlier probe's one."""
     means = [statistics.fmean(curve.values()) for curve in lost[variant.name].values()]
     windows = [share for curve in lost[variant.name].values() for share in curve.values()]
-    inside = [PROBE[0] <= mean <= PROBE[1] for mean in means]
-    outcome: Outcome = "agrees" if all(inside) else "unresolved" if any(inside) else "disagrees"
+    found = interval(means)
     return Claim(
         f"γ = 1.1 drops 15 to 40 % of a young MoE++ router's assignments, {setting}.",
-        outcome,
-        f"Over training, by seed: {', '.join(f'{mean:.1%}' for mean in means)}; in a logging window "
+        within(found, *PROBE),
+        f"Over training {level(found, '%', times=100, digits=1)}, by seed "
+        f"{', '.join(f'{mean:.1%}' for mean in means)}; in a logging window "
         f"{min(windows):.1%} to {max(windows):.1%}.",
     )
 

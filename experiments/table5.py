@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import paper
-from .compare import all_agree, compared, differences, draw_differences, setup
+from .compare import compared, draw_differences, setup
 from .experiment import Experiment
 from .lab import Lab
-from .paired import Paired, interval
+from .outcomes import all_of, below
+from .paired import Paired, interval, paired
 from .result import Claim, Result
-from .text import agreement, nats
+from .text import nats, said
 from .variants import MOEPP, VANILLA, VANILLA_RESIDUAL, Variant, with_types
 
 if TYPE_CHECKING:
@@ -41,29 +42,24 @@ def result(lab: Lab) -> Result:
     claims = [
         Claim(
             "Each type alone is better than no zero-computation experts.",
-            all_agree(list(alone.values()), "lower"),
+            all_of(map(below, alone.values())),
             "; ".join(f"{name} {nats(difference)}" for name, difference in alone.items()),
         ),
         Claim(
             "A constant expert alone is better than a zero or a copy expert alone.",
-            all_agree(constant, "lower"),
+            all_of(map(below, constant)),
             "; ".join(f"− {name} {nats(found)}" for name, found in zip(("zero", "copy"), constant, strict=True)),
         ),
         Claim(
-            "All three together are better than none.",
-            agreement(lab.difference(MOEPP, VANILLA), "lower"),
-            nats(lab.difference(MOEPP, VANILLA)),
-        ),
-        Claim(
             "All three together are better than one or two of them.",
-            all_agree(list(fewer.values()), "lower"),
+            all_of(map(below, fewer.values())),
             "; ".join(f"− {name} {nats(difference)}" for name, difference in fewer.items()),
         ),
         Claim(
-            "Does the loss fall with the expert FLOPs spent, whatever the types?",
-            agreement(by_flops, "lower"),
-            f"Correlation over the eight combinations, by seed: {by_flops.mean:+.2f} "
-            f"[{by_flops.low:+.2f}, {by_flops.high:+.2f}].",
+            "Over the eight combinations, the loss falls with the expert FLOPs spent, whatever the types.",
+            below(by_flops),
+            f"Their correlation: {said(by_flops, digits=2)}.",
+            origin="ours",
         ),
     ]
     limits = [
@@ -91,7 +87,7 @@ def draw(found: Result, figure: "Figure") -> None:
 
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     loss = {name: one["loss"] for name, one in found.data.items()}
-    rows = {name: differences(values, loss[NONE]) for name, values in loss.items() if name != NONE}
+    rows = {name: paired(values, loss[NONE]).values for name, values in loss.items() if name != NONE}
     draw_differences(left, rows, colour=COLOURS[0])
     left.set_xlabel("validation loss − none's\n(nats per token)")
     right.plot([found.data[name]["expert_flops"] for name in rows], range(len(rows)), "s", color=COLOURS[1])

@@ -8,11 +8,13 @@ import torch
 from moepp.layers import Router
 
 from . import paper
-from .compare import compared, differences, draw_differences, setup
+from .compare import compared, draw_differences, setup
 from .experiment import Experiment
 from .lab import Lab
+from .outcomes import below
+from .paired import paired
 from .result import Claim, Result
-from .text import agreement, nats
+from .text import nats
 from .variants import MOEPP, NO_RESIDUAL, VANILLA, VANILLA_RESIDUAL, Variant
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def result(lab: Lab) -> Result:
         "MoE++ is better than vanilla even without gating residuals.": (NO_RESIDUAL, VANILLA),
     }
     found = {text: lab.difference(*pair) for text, pair in pairs.items()}
-    claims = [Claim(text, agreement(difference, "lower"), nats(difference)) for text, difference in found.items()]
+    claims = [Claim(text, below(difference), nats(difference)) for text, difference in found.items()]
     said = " and ".join(f"{statistics.fmean(values):.0%} in {name}" for name, values in shares.items())
     limits = [
         "W^g starts at 0, which the paper leaves open, and has a few hundred steps to become something: after "
@@ -69,8 +71,8 @@ def draw(found: Result, figure: "Figure") -> None:
     axes = figure.subplots()
     loss = {name: one["loss"] for name, one in found.data.items()}
     rows = {
-        "MoE++": differences(loss[WITH], loss[WITHOUT]),
-        "vanilla MoE": differences(loss[VANILLA_WITH], loss[VANILLA_ROW]),
+        "MoE++": paired(loss[WITH], loss[WITHOUT]).values,
+        "vanilla MoE": paired(loss[VANILLA_WITH], loss[VANILLA_ROW]).values,
     }
     draw_differences(axes, rows, colour=COLOURS[0])
     axes.set_xlabel("validation loss with − without gating residuals (nats per token)")

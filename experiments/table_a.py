@@ -7,8 +7,10 @@ from moepp.bench.paper import MILLISECONDS
 
 from .experiment import Experiment
 from .lab import Lab
-from .layer_times import at_most, draw_times, layer_times, milliseconds, numbers, ratio
+from .layer_times import draw_times, layer_times, milliseconds, numbers, ratio
+from .outcomes import below
 from .result import Claim, Result, Table
+from .text import level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,21 +30,24 @@ def result(lab: Lab) -> Result:
     for name, label in LABELS.items():
         row = [label, f"{MILLISECONDS[name]:.4g}", f"{PUBLISHED[name]:.2%}"]
         for dtype, one in times.items():
-            row += [milliseconds(one[name]), f"{share[dtype][name][0]:.2%}"]
+            row += [milliseconds(one[name]), f"{share[dtype][name].mean:.2%}"]
         rows.append(row)
     head = ["", "the paper: ms on an A100", "of FFN"]
     head += [text for dtype in times for text in (f"{dtype}: ms", "of FFN")]
     table = Table("Measured, beside the paper's", head, rows, "Median ± distance between quartiles.")
     bound = max(published for name, published in PUBLISHED.items() if name != FFN)
-    worst = {dtype: max(one[name] for name in LABELS if name != FFN) for dtype, one in share.items()}
+    worst = {
+        dtype: max((one[name] for name in LABELS if name != FFN), key=lambda found: found.mean)
+        for dtype, one in share.items()
+    }
     claims = [
         Claim(
             f"A zero-computation expert takes at most {bound:.1%} of an FFN expert's time, as the paper's constant "
             f"expert does ({dtype}).",
-            at_most(found, spread, bound),
-            f"The slowest type takes {found:.2%} ± {spread:.2%}, from the quartiles of both.",
+            below(slowest, bound),
+            f"The slowest type takes {level(slowest, '%', times=100, digits=2)}, from the quartiles of both.",
         )
-        for dtype, (found, spread) in worst.items()
+        for dtype, slowest in worst.items()
     ]
     limits = [
         "Here a layer's zero-computation experts make one pass over the tokens together, and a zero or a copy expert "

@@ -7,8 +7,10 @@ from moepp.bench.paper import FLOPS, MILLISECONDS
 
 from .experiment import Experiment
 from .lab import Lab
-from .layer_times import at_most, draw_times, layer_times, milliseconds, numbers, ratio
+from .layer_times import draw_times, layer_times, milliseconds, numbers, ratio
+from .outcomes import below
 from .result import Claim, Result, Table
+from .text import level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +44,12 @@ def result(lab: Lab) -> Result:
         )
     ]
     for dtype, one in data.items():
-        longer, spread = ratio(one[RESIDUAL], one[PLAIN])
+        found = ratio(one[RESIDUAL], one[PLAIN])
         claims.append(
             Claim(
                 f"With the gating residual a router takes no more than the paper's {published:.1%} longer ({dtype}).",
-                at_most(longer - 1, spread, published),
-                f"{longer - 1:+.1%} ± {spread:.1%}, from the quartiles of both.",
+                below(found, 1 + published),
+                f"{level(found, digits=3)} of a router's time, from the quartiles of both.",
             )
         )
     limits = [

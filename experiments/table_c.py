@@ -22,13 +22,14 @@ from moepp.layers.capacity import apply_keep
 from moepp.model import MoEPPForCausalLM
 
 from . import paper
-from .compare import all_agree, differences, draw_differences, plus_minus
+from .compare import draw_differences, plus_minus
 from .experiment import Experiment
 from .held_out import measure, spread
 from .lab import Lab
-from .paired import Paired, interval
+from .outcomes import above, all_of
+from .paired import Paired, paired
 from .result import Claim, Result, Table
-from .text import nats
+from .text import nats, said
 from .variants import MOEPP
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def effective(way: str, kinds: Sequence[ExpertType]) -> list[ExpertType]:
 def change(data: Mapping[str, Any], way: str, name: str, *, base: str = ALL, source: str = "mean") -> Paired:
     """Of the loss, in nats per token, paired by seed."""
     ours, theirs = (data[way][row]["loss"] for row in (name, base))
-    return interval([one[source] - theirs[seed][source] for seed, one in ours.items()])
+    return paired(*({seed: one[source] for seed, one in row.items()} for row in (ours, theirs)))
 
 
 def _tables(data: Mapping[str, Any]) -> list[Table]:
@@ -121,7 +122,7 @@ def _tables(data: Mapping[str, Any]) -> list[Table]:
         row = [name, f"{paper.TABLE_C[name]:.1f}", f"{share:.1%}"]
         for way in WAYS:
             moved = change(data, way, name)
-            row += [nats(moved) if any(moved.values) else "0", f"{ffn(way, name):.3f}"]
+            row += [said(moved) if any(moved.values) else "0", f"{ffn(way, name):.3f}"]
         rows.append(row)
     head = ["", "the paper: WinoGrande", "choices disabled"]
     head += [text for way in WAYS for text in (f"{way}: loss − all's, 95 %", "FFN experts per token")]
@@ -147,7 +148,7 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
         claims.append(
             Claim(
                 f"Disabling any type of zero-computation expert costs quality, the slots being {way}.",
-                all_agree(list(found.values()), "higher"),
+                all_of(map(above, found.values())),
                 f"From {nats(found[least])} ({least}) to {nats(found[worst])} ({worst}).",
             )
         )
@@ -155,7 +156,7 @@ def _claims(data: Mapping[str, Any]) -> list[Claim]:
         claims.append(
             Claim(
                 f"Disabling all three costs more than any one of them, the slots being {way}.",
-                all_agree(single, "higher"),
+                all_of(map(above, single)),
                 f"More by {min(one.mean for one in single):+.4f} to {max(one.mean for one in single):+.4f}.",
             )
         )
@@ -186,7 +187,7 @@ def draw(found: Result, figure: "Figure") -> None:
             name: {seed: sources["mean"] for seed, sources in row["loss"].items()}
             for name, row in found.data[way].items()
         }
-        rows = {name: differences(values, loss[ALL]) for name, values in loss.items() if name != ALL}
+        rows = {name: paired(values, loss[ALL]).values for name, values in loss.items() if name != ALL}
         draw_differences(axes, rows, colour=colour, marker=marker, shift=shift)
         axes.plot([], [], marker + "-", color=colour, label=f"slots {way}")
     axes.set_xlabel("validation loss − with all experts (nats per token)")

@@ -1,24 +1,35 @@
-"""Numbers and outcomes as results say them."""
+"""Numbers as results say them."""
 
-from typing import Literal
+import math
 
 from .paired import Paired
-from .result import Outcome
+
+
+def said(found: Paired, unit: str = "", *, times: float = 1.0, digits: int = 4) -> str:
+    """A difference: ``+0.077 [+0.031, +0.123]``, and ``unresolved`` where the interval spans 0.
+
+    Args:
+        unit: follows; in tables the head says it.
+        times: 100 for per cent.
+    """
+    text = level(found, unit, times=times, digits=digits, sign="+")
+    return f"{text}, unresolved" if found.values and found.sign == "unresolved" else text
+
+
+def level(found: Paired, unit: str = "", *, times: float = 1.0, digits: int = 4, sign: str = "") -> str:
+    """A value that is no difference: ``0.93 [0.91, 0.95]``."""
+    if not found.values:
+        return "not measured"
+    after = f" {unit}" if unit else ""
+    mean, low, high = (f"{times * value:{sign}.{digits}f}" for value in (found.mean, found.low, found.high))
+    return f"{mean}{after} (one seed)" if math.isinf(found.low) else f"{mean} [{low}, {high}]{after}"
 
 
 def nats(difference: Paired) -> str:
-    """``+0.077 [+0.031, +0.123]``, and ``unresolved`` where the interval spans 0."""
-    text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-    return f"{text} unresolved" if difference.sign == "unresolved" else text
+    """A difference of losses."""
+    return said(difference, "nats per token")
 
 
 def gain(ratio: float) -> str:
     """A speed-up as a gain: 1.25 is ``+25.0 %``."""
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def agreement(difference: Paired, claimed: Literal["lower", "higher"]) -> Outcome:
-    """Of a claim about a difference's sign."""
-    if difference.sign == "unresolved":
-        return "unresolved"
-    return "agrees" if difference.sign == claimed else "disagrees"

@@ -20,13 +20,13 @@ class Variant:
     """Share of the scale's steps."""
     ffn_width: float = 1.0
     """Share of the scale's intermediate size, rounded to a multiple of 8."""
-    context: int = 1
-    """Multiple of the scale's sequence length."""
+    long_context: bool = False
+    """With the scale's long sequences."""
 
-    def but(self, name: str, *, ffn_width: float = 1.0, **model: Any) -> "Variant":
+    def but(self, name: str, *, ffn_width: float | None = None, **model: Any) -> "Variant":
         """The same with other fields of ``model``."""
         changes = {**self.changes, **{f"model.{key}": value for key, value in model.items()}}
-        return replace(self, name=name, changes=changes, ffn_width=ffn_width)
+        return replace(self, name=name, changes=changes, ffn_width=ffn_width or self.ffn_width)
 
     def short(self) -> "Variant":
         """The same, trained for half of the steps: what sweeps compare."""
@@ -98,12 +98,18 @@ def with_probabilities(base: Variant) -> Variant:
     return base.but(f"{base.name}, weights as in Eq. 1", combine="probabilities").short()
 
 
+_NORMAL = {"constant_init_std": 1.0, "residual_init_std": 0.17}
 NORMAL_CONSTANTS = MOEPP.but("v ~ N(0, 1), as released", constant_init_std=1.0).short()
 NORMAL_RESIDUAL = MOEPP.but("W^g ~ N(0, 1/3E), as torch's linear layer", residual_init_std=0.17).short()
+AS_RELEASED = as_published(MOEPP).but("the paper's values, v and W^g as released", **_NORMAL)
+"""The setting of an earlier probe, beside ``as_published(MOEPP)``, which has our v and W^g."""
 
 # What else could be done with the FLOPs of MoE++ at tau = .75, 1.2 FFN experts per token.
 
-THIN = VANILLA.but("vanilla, experts of .6 the width", ffn_width=0.6).short()
+THIN_FULL = VANILLA.but("vanilla, experts of .6 the width", ffn_width=0.6)
+THIN = THIN_FULL.short()
+THIN_SAME_FLOPS = replace(THIN_FULL, length=5 / 3)
+"""The control of SAME_EXPERT_FLOPS: cheaper tokens, and more of them, without MoE++."""
 TOP_1 = VANILLA.but("top-1, experts of 1.2 the width", ffn_width=1.2, top_k=1, combine="probabilities").short()
 NULL = MOEPP.but(
     "null experts",
@@ -130,4 +136,4 @@ DENSE_THIN = _ONE.but("dense, .43 the width", ffn_width=0.43).short()
 ONE_OR_ZERO = _ONE.but("one FFN and one zero expert", num_zero_experts=1).short()
 ONE_OR_COPY = _ONE.but("one FFN and one copy expert", num_copy_experts=1).short()
 
-LONG_CONTEXT = replace(MOEPP, name="MoE++, 32 times the context", length=0.5, context=32)
+LONG_CONTEXT = replace(MOEPP, name="MoE++, long context", length=0.5, long_context=True)

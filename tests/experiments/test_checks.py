@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from experiments import batches, context, perturbation, scores, sources, windows
+from experiments import loads, perturbation, scores, sources, windows
 from experiments.evaluated import SCORES_FILE, evaluated
 from experiments.held_out import measure, spread
 from experiments.lab import Lab
-from experiments.paired import interval
-from experiments.result import Outcome
 from experiments.variants import MOEPP
 from moepp.config import MoEConfig
 from moepp.errors import DataError
@@ -163,14 +161,6 @@ def test_what_a_window_shows_is_the_model_s_own_loss_and_choice(model: MoEPPForC
     assert seen.ffn.double().mean((0, 1)).tolist() == pytest.approx(per_token)
 
 
-@pytest.mark.parametrize(
-    ("values", "outcome"),
-    [([0.95, 0.951, 0.949], "agrees"), ([0.5, 0.51, 0.49], "disagrees"), ([0.8, 0.95, 0.99], "unresolved")],
-)
-def test_a_range_is_kept_to_left_or_unresolved_by_the_interval(values: list[float], outcome: Outcome) -> None:
-    assert context.in_range(interval(values), 0.9, 1.0) == outcome
-
-
 def test_texts_unlike_any_are_the_same_each_time_and_long_enough() -> None:
     made = sources.unseen(["Hello"], tokens=500)
     assert made == sources.unseen(["Hello"], tokens=500)
@@ -184,17 +174,10 @@ def test_texts_unlike_any_are_the_same_each_time_and_long_enough() -> None:
 
 def test_distance_is_total_variation_and_its_control_lies_within_a_source() -> None:
     even, one = torch.full((1, 4), 0.25), torch.tensor([[1.0, 0, 0, 0]])
-    loads = {"even": [even, even], "mixed": [even, one]}
-    assert sources.distance(loads, "even", "even") == 0
-    assert sources.distance(loads, "mixed", "mixed") == 0.75
-    assert sources.distance(loads, "even", "mixed") == 0.375
+    found = loads.distances({"even": [even, even], "mixed": [even, one]})
+    assert found == {"even": {"even": 0, "mixed": 0.375}, "mixed": {"even": 0.375, "mixed": 0.75}}
+    assert loads.apart(found, ["even", "mixed"]) == 0
     assert sources.load([torch.tensor([1, 3]), torch.tensor([0, 0])]).tolist() == [[0.25, 0.75], [0, 0]]
-
-
-def test_the_knee_is_where_an_ffn_expert_takes_twice_a_token_s_time() -> None:
-    seconds = [1.0, 1.0, 1.1, 1.5, 2.5, 10, 40, 160, 640]
-    data = {str(size): {"ffn": {"seconds": s}} for size, s in zip(batches.BATCHES, seconds, strict=True)}
-    assert batches.half_time(data) == 256
 
 
 @dataclass(frozen=True)
@@ -232,10 +215,10 @@ def test_a_model_is_scored_once_and_again_when_the_questions_change(lab: Lab) ->
     file.unlink()
 
 
-def test_a_task_counts_unless_vanilla_guesses_in_most_seeds() -> None:
-    def seed(*near: bool) -> dict[str, dict[str, bool]]:
-        return {task: {"near_chance": value} for task, value in zip(("line", "name"), near, strict=True)}
+def test_a_task_counts_where_vanilla_beats_guessing_and_the_baselines_in_most_seeds() -> None:
+    def seed(**accuracies: float) -> dict[str, dict[str, float]]:
+        return {task: {"score": value, "standard_error": 0.02} for task, value in accuracies.items()}
 
-    vanilla = {0: seed(False, True), 1: seed(False, True), 2: seed(True, False)}
-    data = {"tasks": {"line": {}, "name": {}}, "models": {"vanilla": vanilla}}
-    assert scores.tasks_above_chance(data) == ["line"]
+    vanilla = {0: seed(line=0.4, name=0.4), 1: seed(line=0.4, name=0.4), 2: seed(line=0.2, name=0.6)}
+    tasks = {"line": {"chance": 0.25, "baselines": {}}, "name": {"chance": 0.25, "baselines": {"unigram": 0.38}}}
+    assert scores.tasks_above_chance({"tasks": tasks, "models": {"vanilla": vanilla}}) == ["line"]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import entry
 from experiments.catalogue import experiment
@@ -26,12 +27,15 @@ def _code(arguments: list[str]) -> int:
         (["tabel3"], r"error: experiment 'tabel3' does not exist; did you mean 'table3'\?"),
         (["table3", "--scale", "tny"], r"error: --scale='tny' does not exist; did you mean 'tiny'\?"),
         (["table3", "--jobs", "0"], r"error: --jobs=0 must be at least 1"),
+        (["table3", "--scale", "gpu"], r"error: --device='cuda' needs a CUDA GPU, and torch sees none here"),
+        (["table3", "--device", "gpu"], r"error: --device='gpu' does not exist"),
         (["table3", "--minutes", "-1"], r"error: --minutes=-1 must be positive"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert _code(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1

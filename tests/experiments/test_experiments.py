@@ -1,9 +1,12 @@
 """Every experiment, from training to JSON, page and picture, at a scale where numbers mean nothing."""
 
+import dataclasses
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from io import StringIO
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -11,7 +14,7 @@ from rich.console import Console
 from experiments.catalogue import NAMES, experiment
 from experiments.lab import Lab
 from experiments.plots import save
-from experiments.result import Result
+from experiments.result import Origin, Result
 from experiments.show import show
 
 from .toy import fill
@@ -24,7 +27,9 @@ def test_an_experiment_trains_measures_writes_and_draws(name: str, lab: Lab, tmp
     fill(lab, one.runs(lab.scale))
     result = one.measure(lab)
     path = result.write(tmp_path)
-    assert Result.read(path).tables == Result.read(result.write(tmp_path)).tables
+    read = Result.read(path)
+    assert dataclasses.asdict(read) == json.loads(json.dumps(dataclasses.asdict(result)))
+    assert {claim.origin for claim in read.claims} <= set(get_args(Origin))
     assert result.tables
     assert all(claim.text.endswith((".", "?")) for claim in result.claims)
     assert _finite(result.data)
@@ -32,7 +37,7 @@ def test_an_experiment_trains_measures_writes_and_draws(name: str, lab: Lab, tmp
     show(result, Console(file=out, width=200))
     assert result.title in out.getvalue()
     if one.draw is not None:
-        save(Result.read(path), one.draw, tmp_path / "figure.svg")
+        save(read, one.draw, tmp_path / "figure.svg")
         assert ElementTree.parse(tmp_path / "figure.svg").getroot().tag.endswith("svg")
 
 

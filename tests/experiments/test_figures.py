@@ -1,13 +1,14 @@
 """What the figures of the routing conclude from."""
 
-import math
+from dataclasses import replace
 
 import pytest
 
-from experiments.figure4 import spreads
-from experiments.figure5 import correlations
-from experiments.figure6 import same
-from experiments.paired import Paired
+from experiments.figure4 import _halves, spreads
+from experiments.figure5 import beyond_chance, correlations
+from moepp.analyze.routing_table import Document
+
+from ..analyze.factory import written_table
 
 
 def test_what_computes_most_is_chosen_on_the_other_seeds() -> None:
@@ -17,15 +18,20 @@ def test_what_computes_most_is_chosen_on_the_other_seeds() -> None:
     assert list(spreads(alike).values()) == pytest.approx([0.2] * 3)
 
 
-def test_orders_are_compared_by_name() -> None:
-    one, other = {"x": 1.0, "y": 2.0, "z": 3.0}, {"z": 30.0, "x": 10.0, "y": 20.0}
-    assert correlations([one, other, {"x": 3.0, "y": 2.0, "z": 1.0}]) == pytest.approx([1.0, -1.0, -1.0])
+def test_orders_are_compared_by_name_and_held_against_shuffled_ones() -> None:
+    one = {str(index): float(index) for index in range(50)}
+    other = dict(reversed(one.items()))
+    against = {name: -value for name, value in one.items()}
+    found = correlations([one, other, against])
+    assert [value for value, _ in found] == pytest.approx([1.0, -1.0, -1.0])
+    assert all(0.2 < by_chance < 0.7 for _, by_chance in found)
+    outcomes = [beyond_chance(pairs) for pairs in (found[:1], found, found[1:], [])]
+    assert outcomes == ["agrees", "unresolved", "disagrees", "unresolved"]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "outcome"),
-    [(-0.01, 0.02, "agrees"), (0.01, 0.02, "agrees"), (-0.01, 0.2, "unresolved"), (0.06, 0.2, "disagrees")],
-)
-def test_to_be_the_same_is_more_than_not_to_differ(low: float, high: float, outcome: str) -> None:
-    assert same(Paired(0.0, low, high, (0.0,)), margin=0.05) == outcome
-    assert same(Paired(0.0, -math.inf, math.inf, (0.0,)), margin=0.05) == "unresolved"
+def test_halves_of_a_text_are_of_different_documents() -> None:
+    experts = [[[expert, 5]] for expert in (0, 0, 1, 1, 2)]
+    table = written_table(experts, document=[0, 0, 1, 1, 2], position=[0, 1, 0, 1, 0])
+    table = replace(table, documents=tuple(Document(name, "a") for name in "xyz"))
+    (halves,) = _halves(table).values()
+    assert [half[0, :3].tolist() for half in halves] == [[1 / 3, 0, 1 / 6], [0, 0.5, 0]]

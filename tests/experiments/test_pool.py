@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -10,7 +11,8 @@ from experiments import pool as pool_module
 from experiments.pool import Pool
 from experiments.record import RECORD_FILE, Record
 from experiments.runs import Run
-from experiments.variants import MOEPP, SAME_EXPERT_FLOPS, THIN, VANILLA, with_tau
+from experiments.scales import SCALES
+from experiments.variants import LONG_CONTEXT, MOEPP, SAME_EXPERT_FLOPS, THIN, VANILLA, with_tau
 from moepp.errors import DataError
 from moepp.model import load_model
 from moepp.train import checkpoints
@@ -59,47 +61,46 @@ def test_a_finished_run_keeps_its_model_and_no_checkpoint(filled: tuple[Pool, li
 
 def test_a_run_that_another_process_trains_is_left_to_it(filled: tuple[Pool, list[Run]], tmp_path: Path) -> None:
     _, (moepp, _) = filled
-    first, second = Pool(tmp_path), Pool(tmp_path)
+    first, second = Pool(tmp_path), Pool(tmp_path, deadline=time.monotonic() + 0.3)
     with first._locked(moepp) as mine, mock.patch.object(pool_module, "train") as train:
         assert mine
         assert not second.fill([moepp])
     train.assert_not_called()
 
 
+class Late(Pool):
+    """Whose time is up at the second step of the first run."""
+
+    questions = 0
+
+    def late(self) -> bool:
+        self.questions += 1
+        return self.deadline is not None and self.questions > 4
+
+
 def test_a_run_that_the_deadline_stopped_goes_on(filled: tuple[Pool, list[Run]], tmp_path: Path) -> None:
     reference, (moepp, _) = filled
-    late = Pool(tmp_path, deadline=time.monotonic() + 3600)
-    real = pool_module.train
-
-    def stopped_at_once(*args, **kwargs):
-        late.deadline = time.monotonic()
-        return real(*args, **kwargs)
-
-    def stops_soon(deadline):
-        return pool_module.contextmanager(_signalled_in_training)()
-
-    with (
-        mock.patch.object(pool_module, "train", stopped_at_once),
-        mock.patch.object(pool_module, "_stopped_at", stops_soon),
-    ):
-        assert not late.fill([moepp])
-    assert checkpoints(late.path(moepp))
+    late = Late(tmp_path, deadline=0, console=Console(file=StringIO()))
+    assert not late.fill([moepp])
+    assert [path.name for path in checkpoints(late.path(moepp))] == ["checkpoint-2"]
     late.deadline = None
     assert late.fill([moepp])
-    assert late.record(moepp).loss == reference.record(moepp).loss
+    ours, theirs = late.record(moepp), reference.record(moepp)
+    assert ours.loss == theirs.loss
+    assert ours.expert_flops == theirs.expert_flops
+    assert ours.seconds > 0
+    assert not checkpoints(late.path(moepp))
 
 
-def _signalled_in_training():
-    from moepp.train.callbacks import Interrupts
-
-    before = Interrupts.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.received = 15
-        before(self, args, state, control, **kwargs)
-
-    with mock.patch.object(Interrupts, "on_step_end", on_step_end):
-        yield
+def test_a_long_run_ends_at_the_deadline(filled: tuple[Pool, list[Run]], tmp_path: Path) -> None:
+    _, (moepp, _) = filled
+    long = replace(moepp, variant=replace(moepp.variant, length=2000.0))
+    pool = Pool(tmp_path, deadline=time.monotonic() + 2)
+    began = time.monotonic()
+    assert not pool.fill([long])
+    assert time.monotonic() - began < 30  # all of it takes minutes
+    assert checkpoints(pool.path(long))
+    assert not pool.done(long)
 
 
 def test_a_run_that_diverges_is_recorded_and_not_tried_again(filled: tuple[Pool, list[Run]], tmp_path: Path) -> None:
@@ -108,6 +109,10 @@ def test_a_run_that_diverges_is_recorded_and_not_tried_again(filled: tuple[Pool,
     with mock.patch.object(pool_module, "train", side_effect=TrainingDiverged("not finite at step 3")):
         assert pool.fill([moepp])
     assert pool.record(moepp).failure == "not finite at step 3"
+    left = pool.path(moepp) / "checkpoint-2"
+    left.mkdir()
+    assert pool.fill([moepp])
+    assert not left.exists()
 
 
 def test_a_damaged_record_is_named(filled: tuple[Pool, list[Run]], tmp_path: Path) -> None:
@@ -124,6 +129,14 @@ def test_a_key_names_the_recipe_and_the_text(tmp_path: Path) -> None:
     with (tmp_path / "b" / "texts" / "topic-0.txt").open("a") as text:
         text.write("more")
     assert Run(other, MOEPP, 0).key() != keys[0]
+
+
+@pytest.mark.parametrize("name", ["small", "gpu"])
+def test_the_larger_scales_have_recipes(name: str) -> None:
+    runs = [Run(SCALES[name], variant, 0) for variant in (SAME_EXPERT_FLOPS, THIN, LONG_CONTEXT)]
+    for run in runs:
+        assert run.recipe().model_config().hidden_size == {"small": 256, "gpu": 512}[name]
+    assert runs[-1].recipe().data.sequence_length == 8192
 
 
 def test_a_narrower_expert_has_a_multiple_of_eight(tmp_path: Path) -> None:

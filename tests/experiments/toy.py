@@ -32,7 +32,7 @@ def toy_scale(folder: Path) -> Scale:
     except FileExistsError:
         while not (folder / "toy.yaml").is_file():
             time.sleep(0.05)
-    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), layer="tiny")
+    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), long_context=1024, layer="tiny")
 
 
 def _write(folder: Path) -> None:
@@ -123,5 +123,4 @@ def toy_lab(folder: Path) -> Lab:
 
 def fill(lab: Lab, runs: Sequence[Run]) -> None:
     """Trains what is missing, and waits for what another worker trains."""
-    while not lab.pool.fill(runs):
-        time.sleep(0.05)
+    assert lab.pool.fill(runs)

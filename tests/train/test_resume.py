@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from moepp.data import StreamingData
+from moepp.train import train
 
-from .tiny import Crash, Runner, assert_same_run, at_step, crash, logged
+from .tiny import Crash, Runner, assert_same_run, at_step, crash, logged, quiet
 
 ACCUMULATE = ("training.gradient_accumulation_steps=2", "training.per_device_train_batch_size=2")
 
@@ -52,6 +53,16 @@ def test_after_a_signal_that_saved(runner: Runner, overrides: tuple, request: py
     assert not (run / "model.safetensors").exists()
     runner.train("run", *overrides, fresh=True, resume=True)
     assert_same_run(run, reference)
+
+
+def test_after_a_condition_that_stopped_it(runner: Runner, plain: Path) -> None:
+    asked = iter([False] * 5 + [True])
+    recipe = runner.recipe("run")
+    result = train(recipe, prepared=runner.prepared(recipe), console=quiet(), stop=lambda: next(asked))
+    assert result.signal == signal.SIGTERM
+    assert (runner.out("run") / "checkpoint-6").is_dir()
+    runner.train("run", resume=True)
+    assert_same_run(runner.out("run"), plain)
 
 
 def test_after_several_crashes_and_a_signal(runner: Runner, plain: Path) -> None:

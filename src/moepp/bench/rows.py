@@ -149,7 +149,10 @@ def facts() -> dict[str, Any]:
 
 def command() -> str:
     """The one that is running, as it was typed."""
-    return readable(shlex.join(["moepp", *sys.argv[1:]]))
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of what ``python -m`` runs
+    if spec is None or spec.name.startswith("moepp."):
+        return readable(shlex.join(["moepp", *sys.argv[1:]]))
+    return readable(shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]))
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -176,9 +176,13 @@ class Interrupts(TrainerCallback):
     """Turns the first Ctrl-C or SIGTERM into a save after the running step; the second one ends the process.
 
     A signal reaches the ranks of a job between different steps: they stop after the first step that all of them know.
+
+    Args:
+        stop: asked after each step; True is taken for a SIGTERM.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], bool] = lambda: False) -> None:
+        self.stop = stop
         self.received: int | None = None
         self._at = 0.0
 
@@ -201,6 +205,8 @@ class Interrupts(TrainerCallback):
             signal.raise_signal(number)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is None and self.stop():
+            self.received = signal.SIGTERM
         self.received = largest(self.received or 0) or None
         if self.received is not None:
             control.should_save = control.should_training_stop = True

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class TrainResult:
     metrics: dict[str, float]
     """The last validation's; empty after an interruption or without validation data."""
     signal: int | None
-    """The signal that ended the run early, after saving a checkpoint."""
+    """The signal that ended the run early, after saving a checkpoint; SIGTERM where ``stop`` did."""
 
 
 def train(
@@ -64,6 +64,7 @@ def train(
     prepared: Prepared | None = None,
     console: Console | None = None,
     label: str = "step",
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Trains, validates and saves to ``recipe.output_dir``.
 
@@ -71,6 +72,7 @@ def train(
         resume: True for the run's newest checkpoint, or a checkpoint's folder.
         prepared: data to use instead of reading it again; it must be the recipe's.
         label: what the console's lines begin with.
+        stop: asked after each step; True ends the run as SIGTERM would, with a checkpoint to go on from.
 
     Raises:
         ConfigError, DataError: the recipe, the data, the output folder or the checkpoint cannot be used.
@@ -102,7 +104,7 @@ def train(
         watchdog = Watchdog(run, job())
         with watchdog.watching():
             try:
-                return _run(recipe, layout, ready, console, label, watchdog, reports)
+                return _run(recipe, layout, ready, console, label, watchdog, reports, stop)
             except OSError as error:  # of what transformers writes by itself, or of data that is read while training
                 raise DataError(f"training stopped: {error}; {checkpoint.way_on(run)}") from error
 
@@ -169,6 +171,7 @@ def _run(
     label: str,
     watchdog: Watchdog,
     reports: Sequence["TrainerCallback"],
+    stop: Callable[[], bool],
 ) -> TrainResult:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from transformers.utils import logging as transformers_logging
@@ -195,7 +198,7 @@ def _run(
     if recipe.initial_weights is not None and start is None:
         folder = Path(recipe.initial_weights)
         agreed("loaded the initial weights", lambda: load_initial_weights(model, folder))
-    interrupts, bar = Interrupts(), ProgressBar(console, label)
+    interrupts, bar = Interrupts(stop), ProgressBar(console, label)
     callbacks: list[TrainerCallback] = [interrupts]
     if layout.first:
         callbacks += [MetricsFile(run), bar, *reports]
