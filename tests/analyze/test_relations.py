@@ -56,6 +56,41 @@ def test_a_score_of_one_and_its_rounding_stand_in_the_last_bin() -> None:
     assert found.overall.tolist() == [[0, 0, 0, 4], [2, 0, 2, 0]]
 
 
+def test_nobody_has_no_score() -> None:
+    nobody = LAYOUT.num_experts
+    table = written_table(
+        [[[0, nobody], [1, nobody]], [[nobody, nobody], [1, nobody]]], score=[[[0.5, 0], [0.25, 0]]] * 2
+    )
+    found = score_density(table, bins=4)
+    assert found.layers[0, 0].tolist() == [0, 0, 4, 0]
+    assert found.overall[0].tolist() == pytest.approx([0, 8 / 3, 4 / 3, 0])
+    assert found.layer_mean[:, 0].tolist() == [0.5, 0.25]
+    assert found.mean[0] == pytest.approx(1 / 3)
+    assert found.variance[0] == pytest.approx(statistics.pvariance([0.5, 0.25, 0.25]))
+    for values in (found.layers[:, 1], found.overall[1], found.layer_mean[:, 1], found.layer_variance[:, 1]):
+        assert np.isnan(values).all()
+    assert np.isnan([found.mean[1], found.variance[1]]).all()
+
+
+def test_nobody_is_no_choice_that_layers_could_share() -> None:
+    nobody = LAYOUT.num_experts
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, 8, (4000, 2, 1))
+    chosen[:2000] = nobody
+    found = layer_correlation(written_table(chosen.tolist()))
+    assert found.first[0, 1] < 0.05
+    assert np.isnan(layer_correlation(written_table(np.full((9, 2, 1), nobody).tolist())).first).all()
+
+
+@few
+@given(seed=st.integers(0, 99), tokens=st.integers(1, 60))
+def test_layers_correlate_as_pairs_of_columns_do(seed: int, tokens: int) -> None:
+    table = random_table(tokens, 3, seed=seed)
+    ffn, found = table.active("ffn"), layer_correlation(table).ffn
+    for a, b in np.ndindex(3, 3):
+        assert found[a, b] == pytest.approx(pearson(ffn[:, a], ffn[:, b]), nan_ok=True)
+
+
 def test_entropy_of_a_router_that_knows_nothing_is_all_of_log_e() -> None:
     even = math.log(LAYOUT.num_experts)
     found = router_entropy(written_table([[[0, 1], [0, 1]]] * 2, entropy=[[even, 0.5], [even, 1.5]]))

@@ -17,6 +17,7 @@ from moepp.analyze import (
     experts_per_token,
     imbalance,
     load_aim,
+    summarize,
     token_types,
 )
 from moepp.analyze.tables import Grouping
@@ -33,6 +34,7 @@ tables = st.builds(
     seed=st.integers(0, 99),
     layout=st.sampled_from([LAYOUT, VANILLA]),
 )
+STUDENT = {4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 9: 2.2622, 19: 2.0930, 29: 2.0452}
 few = settings(max_examples=25, deadline=None)
 
 
@@ -87,21 +89,42 @@ def test_token_types_are_those_a_loop_finds(table: RoutingTable, kind: ExpertTyp
         some = values[id_]
         assert (text, count) == (f"t{id_}", len(some))
         assert mean == pytest.approx(statistics.fmean(some))
-        if count == 1:
+        if count < 5:
             assert math.isnan(low)
             assert math.isnan(high)
-        else:
-            error = statistics.stdev(some) / math.sqrt(count)
-            interval = statistics.NormalDist(mean, error).inv_cdf if error else lambda _, m=mean: m
-            assert (low, high) == (pytest.approx(interval(0.025)), pytest.approx(interval(0.975)))
+        elif count - 1 in STUDENT:
+            error = STUDENT[count - 1] * statistics.stdev(some) / math.sqrt(count)
+            ends = max(0, mean - error), min(table.top_k, mean + error)
+            assert (low, high) == pytest.approx(ends, rel=1e-3, abs=1e-3)
 
 
 def test_token_types_of_one_mean_stand_in_the_order_of_their_ids() -> None:
-    table = written_table([[[0, 1]]] * 6, token=[9, 3, 5, 3, 9, 5])
+    table = written_table([[[0, 1]]] * 15, token=[9, 3, 5, 3, 9, 5] * 2 + [3, 5, 9])
     table = replace(table, vocabulary={3: "c", 5: "e", 9: "i"})
     found = token_types(table, min_count=2)
-    assert (found.text, found.count.tolist(), found.mean.tolist()) == (("c", "e", "i"), [2, 2, 2], [2, 2, 2])
+    assert (found.text, found.count.tolist(), found.mean.tolist()) == (("c", "e", "i"), [5, 5, 5], [2, 2, 2])
     assert found.low.tolist() == found.high.tolist() == [2, 2, 2]
+
+
+def test_an_interval_is_students_and_stays_within_what_a_token_can_have() -> None:
+    # Four tokens of two FFN experts and one of none: 1.6 ± 2.776 · 0.894 / √5, which goes beyond 2.
+    found = token_types(written_table([[[0, 1]]] * 4 + [[[4, 5]]], token=[3] * 5))
+    assert (found.count.tolist(), found.mean.tolist()) == ([], [])
+    found = token_types(written_table([[[0, 1]]] * 4 + [[[4, 5]]], token=[3] * 5), min_count=5)
+    assert found.low.tolist() == pytest.approx([1.6 - 2.7764 * 0.4], rel=1e-3)
+    assert found.high.tolist() == [2]
+
+
+@pytest.mark.parametrize(("tokens", "least"), [([3] * 6 + [5] * 4, 5), ([3, 3, 5, 7], 2), ([3, 5, 7], 1)])
+def test_a_rare_token_type_is_ranked_only_where_no_other_is_left(tokens: list[int], least: int) -> None:
+    table = replace(written_table([[[0, 1]]] * len(tokens), token=tokens), vocabulary={3: "c", 5: "e", 7: "g"})
+    assert summarize(table).least == least
+
+
+def test_shared_experts_are_work_that_nothing_saves() -> None:
+    table = written_table([[[0, 4]], [[4, 5]]])
+    assert summarize(table).saved == pytest.approx(1.5 / 2)
+    assert summarize(replace(table, facts=replace(table.facts, shared_experts=1))).saved == pytest.approx(1.5 / 3)
 
 
 def test_a_group_without_tokens_is_unknown_not_zero() -> None:

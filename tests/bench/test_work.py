@@ -30,6 +30,17 @@ def test_synthetic_routing_gives_a_token_different_experts(top_k: int) -> None:
     assert all(len(set(row)) == top_k for row in expert.tolist())
 
 
+@pytest.mark.parametrize(("ffn", "zero", "top_k"), [(1, 1, 2), (2, 1, 2), (1, 3, 3), (3, 0, 3)])
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("tokens", [5, 64])
+def test_synthetic_routing_never_gives_a_token_one_expert_twice(
+    ffn: int, zero: int, top_k: int, tau: float, tokens: int
+) -> None:
+    moe = config(tau, ffn, num_constant_experts=0, num_copy_experts=0, num_zero_experts=zero, top_k=top_k)
+    expert = exact_share_routing(moe, tokens, seed=1).expert
+    assert all(len(set(row)) == top_k for row in expert.tolist())
+
+
 def test_synthetic_routing_is_a_function_of_its_seed() -> None:
     first, again, other = (exact_share_routing(config(0.5), 100, seed).expert for seed in (0, 0, 1))
     assert torch.equal(first, again)

@@ -126,3 +126,19 @@ def test_only_the_first_process_reports(texts: str, tmp_path: Path) -> None:
     first, second = run_processes(2, _reported, str(write_recipe(tmp_path / "recipe.yaml", recipe)))
     assert first[0] >= 2
     assert second == []
+
+
+@pytest.mark.parametrize("content", ['{"wandb": "r', "[1]", "\\xff"], ids=["cut short", "no names", "no JSON"])
+def test_a_damaged_record_of_the_trackers_runs_costs_no_run(
+    content: str, runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = install("wandb", monkeypatch)
+    with at_step(6, crash), pytest.raises(Crash):
+        runner.train("run", "training.report_to=wandb")
+    file = runner.out("run") / "trackers.json"
+    file.write_text(content)
+    runner.train("run", "training.report_to=wandb", "training.max_steps=8", resume=True)
+    assert "trackers.json is damaged (" in caplog.text
+    assert "wandb begins a new run" in caplog.text
+    assert json.loads(file.read_text()) == {"wandb": list(tracker.runs)[1]}
+    assert len(tracker.runs) == 2

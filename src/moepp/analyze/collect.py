@@ -97,6 +97,7 @@ def collect(
             text_hash=encoded.hash,
             versions={"moepp": __version__, "torch": torch.__version__, "transformers": version("transformers")},
             command="",
+            shared_experts=config.num_shared_experts,
         ),
         **arrays,
     )

@@ -96,11 +96,12 @@ def _lead(summaries: Mapping[str, Summary]) -> str:
 def _sentence(name: str, summary: Summary) -> str:
     top_k = summary.sample.top_k
     uses = f"uses {summary.ffn:.2f} of at most {top_k} FFN experts per token and layer"
+    shared = f", besides {count} that all tokens share" if (count := summary.sample.facts.shared_experts) else ""
     if summary.full:
-        return f"{name} has FFN experts alone: every token uses {top_k} of them in every layer."
+        return f"{name} has FFN experts alone: every token uses {top_k} of them in every layer{shared}."
     if summary.vanilla:
-        return f"{name} has FFN experts alone and {uses}: other choices were dropped."
-    return f"{name} {uses}, which saves {summary.saved:.0%} of the expert FLOPs."
+        return f"{name} has FFN experts alone and {uses}{shared}: other choices were dropped."
+    return f"{name} {uses}{shared}, which saves {summary.saved:.0%} of the expert FLOPs."
 
 
 def _cards(summary: Summary) -> list[Card]:
@@ -108,9 +109,11 @@ def _cards(summary: Summary) -> list[Card]:
     note = f"tau = {table.facts.tau:g} aims at {summary.aim:.2f}"
     if summary.vanilla:
         note = "all that it may use" if summary.full else f"of {table.top_k} that it may use"
+    shared = table.facts.shared_experts
+    most = f"{table.top_k} + {shared} shared" if shared else table.top_k
     return [
         Card("FFN experts per token", f"{summary.ffn:.2f}", note),
-        Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {table.top_k} FFN experts for every token"),
+        Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {most} FFN experts for every token"),
         Card("loss", number(summary.loss), "nats per token"),
         Card("tokens", f"{summary.num_tokens:,}", f"{len(table.documents):,} documents: {', '.join(table.sources)}"),
     ]
@@ -149,5 +152,6 @@ def _facts(tables: Mapping[str, RoutingTable]) -> dict[str, str]:
 def _experts(table: RoutingTable) -> str:
     layout = table.layout
     parts = {"FFN": layout.ffn, "constant": layout.constant, "copy": layout.copy, "zero": layout.zero}
+    shared = f", besides {count} that all tokens share" if (count := table.facts.shared_experts) else ""
     written = ", ".join(f"{count} {kind}" for kind, count in parts.items() if count)
-    return f"{written}; top-{table.top_k} of them in each of {table.num_layers} layers"
+    return f"{written}; top-{table.top_k} of them in each of {table.num_layers} layers{shared}"

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from ..errors import DataError
 from .routing_table import RoutingTable
 from .tables import ratio
 
 _BINS = 16
+_ROWS = 1 << 16  # of a table at once
 
 
 @dataclass(frozen=True)
 class ScoreDensity:
     """Figure 6: how the scores of a token's first, second, … choice are distributed.
 
-    A score is the router's probability of the chosen expert, before ``combine``.
+    A score is the router's probability of the chosen expert, before ``combine``. Nobody, where an edit took a choice
+    away, has none; NaN where no score is left.
     """
 
     edges: Float64[np.ndarray, "B+1"]
@@ -46,7 +48,10 @@ class RouterEntropy:
 
 @dataclass(frozen=True)
 class LayerCorrelation:
-    """How much of one layer's routing is told by another's; NaN for a layer in which nothing varies."""
+    """How much of one layer's routing is told by another's; NaN for a layer in which nothing varies.
+
+    A token whose first choice is nobody, in one of the two layers, has no part in ``first``.
+    """
 
     ffn: Float64[np.ndarray, "L L"]
     """Pearson's correlation of a token's FFN experts in both layers, in [-1, 1]."""
@@ -94,20 +99,28 @@ def score_density(table: RoutingTable, bins: int = 50) -> ScoreDensity:
     """Density, mean and variance of the scores, by choice and layer (Figure 6)."""
     edges = np.linspace(0.0, 1.0, bins + 1)
     count = np.zeros((table.num_layers, table.top_k, bins), np.int64)
+    mean, variance = (np.full(count.shape[:2], np.nan) for _ in range(2))
     for layer, slot in np.ndindex(*count.shape[:2]):
+        scores = table.score[table.expert[:, layer, slot] < table.layout.num_experts, layer, slot]
         # Not a probability above 1, but a rounding.
-        count[layer, slot] = np.histogram(table.score[:, layer, slot].clip(0.0, 1.0), edges)[0]
-    mean = table.score.mean(axis=0, dtype=np.float64)
-    variance = table.score.var(axis=0, dtype=np.float64)
-    overall = count.sum(axis=0)
+        count[layer, slot] = np.histogram(scores.clip(0.0, 1.0), edges)[0]
+        if len(scores):
+            mean[layer, slot] = scores.mean(dtype=np.float64)
+            variance[layer, slot] = scores.var(dtype=np.float64)
+    overall, scored = count.sum(axis=0), count.sum(axis=-1)
+
+    def pooled(values: np.ndarray) -> np.ndarray:
+        return ratio(np.nansum(values * scored, axis=0), scored.sum(axis=0))
+
+    centre = pooled(mean)
     return ScoreDensity(
         edges=edges,
-        layers=bins * ratio(count, count.sum(axis=-1, keepdims=True)),
+        layers=bins * ratio(count, scored[..., None]),
         overall=bins * ratio(overall, overall.sum(axis=-1, keepdims=True)),
         layer_mean=mean,
         layer_variance=variance,
-        mean=mean.mean(axis=0),
-        variance=variance.mean(axis=0) + mean.var(axis=0),
+        mean=centre,
+        variance=pooled(variance + (mean - centre) ** 2),
     )
 
 
@@ -119,16 +132,26 @@ def router_entropy(table: RoutingTable) -> RouterEntropy:
 
 def layer_correlation(table: RoutingTable) -> LayerCorrelation:
     """How much one layer's routing tells of another's: what gating residuals (Eq. 6) are meant to raise."""
-    ffn = table.active("ffn")
-    layers, experts = table.num_layers, table.layout.num_experts + 1  # one more: nobody
-    correlation, association = (np.full((layers, layers), np.nan) for _ in range(2))
+    layers, nobody = table.num_layers, table.layout.num_experts
+    experts = nobody + 1
+    association = np.full((layers, layers), np.nan)
     for a in range(layers):
         for b in range(a, layers):
-            correlation[a, b] = correlation[b, a] = pearson(ffn[:, a], ffn[:, b])
             pair = table.expert[:, a, 0].astype(np.int64) * experts + table.expert[:, b, 0]
             counts = np.bincount(pair, minlength=experts**2).reshape(experts, experts)
-            association[a, b] = association[b, a] = cramers_v(counts)
-    return LayerCorrelation(correlation, association)
+            association[a, b] = association[b, a] = cramers_v(counts[:nobody, :nobody])
+    return LayerCorrelation(_correlations(table.active("ffn")), association)
+
+
+def _correlations(counts: UInt8[np.ndarray, "T L"]) -> Float64[np.ndarray, "L L"]:
+    """Pearson's, of every two columns of small numbers; their sums are exact, so that they need not be centred."""
+    squares, sums = np.zeros((counts.shape[1],) * 2), counts.sum(axis=0, dtype=np.float64)
+    for start in range(0, len(counts), _ROWS):
+        some = counts[start : start + _ROWS].astype(np.float64)
+        squares += some.T @ some
+    covariance = len(counts) * squares - np.outer(sums, sums)
+    spread = np.sqrt(covariance.diagonal())
+    return ratio(covariance, np.outer(spread, spread))
 
 
 def loss_by_experts(table: RoutingTable) -> LossByExperts:

@@ -56,6 +56,8 @@ class Facts:
     """Of the documents' tokens; windows don't matter."""
     versions: dict[str, str]
     command: str
+    shared_experts: int = 0
+    """FFN experts that every token goes through in each layer, beside the K that it chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,8 +71,8 @@ class Summary:
 
     @property
     def least(self) -> int:
-        """Occurrences that a token type needs to be ranked: a rare one's mean says little."""
-        return int(np.clip(self.num_tokens // 2000, 1, 50))
+        """Occurrences that a token type needs to be ranked: a rare one's mean says little. Some always are."""
+        return min(int(np.clip(self.num_tokens // 2000, 5, 50)), int(self.types["ffn"].count.max()))
 
     @property
     def ffn(self) -> float:
@@ -86,8 +86,8 @@ class Summary:
 
     @property
     def saved(self) -> float:
-        """The share of expert FLOPs against K FFN experts for every token."""
-        return 1 - self.ffn / self.sample.top_k
+        """The share of expert FLOPs against K FFN experts for every token; the shared ones, both have."""
+        return (self.sample.top_k - self.ffn) / (self.sample.top_k + self.sample.facts.shared_experts)
 
 
 def summarize(table: RoutingTable) -> Summary:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import EXPERT_TYPES
+from ..files import readable
 
 if TYPE_CHECKING:
     from .routing_table import RoutingTable
@@ -26,7 +27,7 @@ def row_groups(table: "RoutingTable", metadata: dict[bytes, bytes]) -> Iterator[
     layout, choices = table.layout, table.num_layers * table.top_k
     ids = np.fromiter(table.vocabulary, np.int32, len(table.vocabulary))
     texts = pa.array(list(table.vocabulary.values()), pa.string())
-    sources = pa.array([_clean(name) for name in table.sources], pa.string())
+    sources = pa.array([readable(name) for name in table.sources], pa.string())
     kinds = pa.array(_TYPES, pa.string())
     kind_of = np.repeat(np.arange(len(_TYPES), dtype=np.int8), [*map(layout.count, EXPERT_TYPES), 1])
     layer = np.repeat(np.arange(table.num_layers, dtype=np.uint16), table.top_k)
@@ -79,8 +80,3 @@ def read_columns(file: Any, tokens: int, layers: int, top_k: int) -> dict[str, n
     arrays |= {name: read(name)[:, 0, 0].copy() for name in ("loss", "position", "document")}
     arrays["token"] = read("token_id")[:, 0, 0].copy()
     return arrays
-
-
-def _clean(text: str) -> str:
-    """A file's name need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -19,7 +19,7 @@ from ..config import EXPERT_TYPES, ExpertLayout, ExpertType
 from .routing_table import RoutingTable
 
 Grouping = Literal["all", "source", "document"]
-_ERRORS = NormalDist().inv_cdf(0.975)  # standard errors to both sides hold 95 % of a normal distribution
+_LEAST = 5  # occurrences, for a confidence interval
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class ExpertsPerToken:
 class TokenTypes:
     """Figure 5 and A: experts of one type per token, by token type, the most first.
 
-    An occurrence counts as its mean over the layers. The confidence interval of a type's mean is the normal one,
-    mean ± 1.96 · s / √n, with the sample variance s² over its n occurrences; it takes them for independent, which
-    neighbours in one text are not quite.
+    An occurrence counts as its mean over the layers. The confidence interval of a type's mean is Student's,
+    mean ± t · s / √n, with the sample variance s² over its n occurrences, cut off at 0 and K; it takes them for
+    independent, which neighbours in one text are not quite. Of fewer than 5 it would say nothing.
     """
 
     kind: ExpertType
@@ -62,7 +62,7 @@ class TokenTypes:
     mean: Float64[np.ndarray, "V"]
     """Experts per token and layer."""
     low: Float64[np.ndarray, "V"]
-    """The interval's ends, at 95 %; NaN for a single occurrence."""
+    """The interval's ends, at 95 %; NaN for fewer than 5 occurrences."""
     high: Float64[np.ndarray, "V"]
 
     def at_least(self, count: int) -> "TokenTypes":
@@ -130,7 +130,7 @@ def token_types(table: RoutingTable, kind: ExpertType = "ffn", *, min_count: int
     ids, place, count = np.unique(table.token, return_inverse=True, return_counts=True)
     mean = np.bincount(place, values, minlength=len(ids)) / count
     squares = np.bincount(place, (values - mean[place]) ** 2, minlength=len(ids))
-    error = np.sqrt(ratio(squares, count - 1) / count)
+    error = np.where(count < _LEAST, np.nan, _student(count - 1) * np.sqrt(ratio(squares, count - 1) / count))
     often = np.flatnonzero(count >= min_count)
     order = often[np.lexsort((ids[often], -mean[often]))]
     return TokenTypes(
@@ -139,8 +139,8 @@ def token_types(table: RoutingTable, kind: ExpertType = "ffn", *, min_count: int
         text=tuple(table.vocabulary[token] for token in ids[order].tolist()),
         count=count[order],
         mean=mean[order],
-        low=(mean - _ERRORS * error)[order],
-        high=(mean + _ERRORS * error)[order],
+        low=(mean - error)[order].clip(min=0),
+        high=(mean + error)[order].clip(max=table.top_k),
     )
 
 
@@ -184,6 +184,21 @@ def _off_aim(load: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """(L,) the largest of each layer's shares over their aims, and how much they vary."""
     relative = ratio(load, load.sum(axis=-1, keepdims=True)) / aim
     return relative.max(axis=-1), np.sqrt(((relative - 1) ** 2).mean(axis=-1))
+
+
+def _student(free: np.ndarray) -> np.ndarray:
+    """How many standard errors to both sides hold 95 % of Student's distribution, by degrees of freedom.
+
+    The expansion around the normal distribution (Abramowitz and Stegun 26.7.5): right to 0.05 % from 4 on.
+    """
+    z, v = NormalDist().inv_cdf(0.975), np.maximum(free, 1).astype(np.float64)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

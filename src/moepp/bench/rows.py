@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import DataError
+from ..files import readable, save_text
 from .method import machine
 
 R = TypeVar("R")
@@ -121,10 +122,14 @@ class Results:
 
 
 def write_results(path: Path, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a file of numbers, one row a line: :func:`facts` or the like of them, and the rows."""
+    """Writes a file of numbers, one row a line: :func:`facts` or the like of them, and the rows.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     head = json.dumps(content, indent=1)[:-2]
-    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    save_text(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 def read_results(path: Path, row_of: Callable[[Any], R]) -> tuple[dict[str, Any], dict[str, str], str, list[R]]:
@@ -144,7 +149,7 @@ def facts() -> dict[str, Any]:
 
 def command() -> str:
     """The one that is running, as it was typed."""
-    return shlex.join(["moepp", *sys.argv[1:]])
+    return readable(shlex.join(["moepp", *sys.argv[1:]]))
 
 
 def versions() -> dict[str, str]:

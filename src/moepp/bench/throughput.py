@@ -1,5 +1,6 @@
 """How fast trained models' experts are: FFN and zero-computation experts of all layers together, routers left out."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Throughput:
     speedup: float
     """Over the baseline at the same kind of routing, in the same run."""
     bound: float
-    """The baseline's FFN experts per token over ours: what the speed-up could be if nothing else cost anything."""
+    """The FLOPs of the baseline's FFN experts, routed and shared, over ours: what the speed-up could be if nothing else
+    cost anything; infinite where no token has an FFN expert."""
 
 
 def expert_throughput(
@@ -52,11 +54,11 @@ def expert_throughput(
 def _one(
     timing: Timing, baseline: Timing, work: Sequence[LayerWork], baselines: Sequence[LayerWork], tokens: int
 ) -> Throughput:
-    ours = statistics.mean(item.ffn_per_token for item in work)
+    ours, theirs = (sum(item.ffn_flops for item in items) for items in (work, baselines))
     return Throughput(
         tokens_per_second=tokens / timing.median,
         spread=timing.iqr / timing.median,
-        ffn_per_token=ours,
+        ffn_per_token=statistics.mean(item.ffn_per_token for item in work),
         speedup=baseline.median / timing.median,
-        bound=statistics.mean(item.ffn_per_token for item in baselines) / ours,
+        bound=theirs / ours if ours else math.inf,
     )

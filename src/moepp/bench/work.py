@@ -109,14 +109,14 @@ def synthetic_work(work: Sequence[LayerWork], *, seed: int = 0) -> list[LayerWor
 def exact_share_routing(config: MoEConfig, tokens: int, seed: int) -> Routing:
     """A routing in which each expert has its share of tau's balance (Table 1), up to rounding; weights are 1/K.
 
-    On the CPU, the same on every machine.
+    A token chooses an expert once: where a share is more than all tokens, the rest of it goes to the other experts. On
+    the CPU, the same on every machine.
     """
     layout = config.layout()
-    eta = torch.tensor([config.tau] * layout.ffn + [1.0] * layout.num_zero_computation, dtype=torch.float64)
-    edges = (eta.cumsum(0) / eta.sum() * tokens * config.top_k).round().long()
-    sorted_ids = torch.repeat_interleave(
-        torch.arange(layout.num_experts), torch.diff(edges, prepend=edges.new_zeros(1))
-    )
+    share = _shares(config)
+    order = (share < 1).int().argsort(stable=True)  # experts that every token has come first: no rounding splits them
+    edges = (share[order].cumsum(0) * tokens).round().long()
+    sorted_ids = torch.repeat_interleave(order, torch.diff(edges, prepend=edges.new_zeros(1)))
     # Dealt out in order, a token's K ids are T apart: different experts, as none has more than T places.
     dealt = sorted_ids.view(config.top_k, tokens).T
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +124,19 @@ def exact_share_routing(config: MoEConfig, tokens: int, seed: int) -> Routing:
     probs = torch.full((tokens, layout.num_experts), 1 / layout.num_experts)
     weight = torch.full(expert.shape, 1 / config.top_k)
     return Routing(probs.log(), probs, expert, weight, torch.ones_like(expert, dtype=torch.bool))
+
+
+def _shares(config: MoEConfig) -> Tensor:
+    """(E,) how much of all tokens each expert gets, at most 1, in tau's balance as far as that leaves it; sum is K."""
+    layout = config.layout()
+    eta = torch.tensor([config.tau] * layout.ffn + [1.0] * layout.num_zero_computation, dtype=torch.float64)
+    full = torch.zeros_like(eta, dtype=torch.bool)
+    while True:
+        rest = eta.where(~full, 0.0)
+        share = (rest / rest.sum() * (config.top_k - full.sum())).where(~full, 1.0)
+        if not (share[~full] >= 1).any():
+            return share
+        full |= share >= 1
 
 
 def twin_layers(config: MoEConfig, count: int, *, dtype: torch.dtype, device: str) -> tuple[list[MoE], list[MoE]]:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..bench import facts
 from ..errors import ConfigError, DataError
 from ..evaluate import SEEDS, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
+from ..files import save_text
 from ..model import MoEPPForCausalLM
 from .eval_report import print_scores, print_skipped, print_text_losses
 from .generate import open_saved
@@ -79,7 +80,7 @@ def run_eval(path: Path, options: EvalOptions) -> None:
         print_skipped(evaluation, console)
         report |= _scores(evaluation, fraction)
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save_text(options.json, json.dumps(report, indent=1) + "\n")
     if evaluation.skipped and not evaluation.scores:
         names = ", ".join(skipped.label for skipped in evaluation.skipped)
         raise DataError(f"none of the tasks could be evaluated ({names}); connect, or fill the libraries' cache")

@@ -163,9 +163,18 @@ class Tracker(TrainerCallback):
             (aside / TRACKERS_FILE).write_text(json.dumps(self._known() | {self.name: identity}), encoding="utf-8")
 
     def _known(self) -> dict[str, str]:
-        """The trackers' runs that belong to this one, by tracker."""
+        """The trackers' runs that belong to this one, by tracker; none where the file cannot be read any more."""
         file = self.run / TRACKERS_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("it holds no names")
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged (%s): %s begins a new run", file, first_line(error), self.name)
+            return {}
+        return known
 
 
 @contextmanager
