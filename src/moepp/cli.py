@@ -158,11 +158,13 @@ def analyze(
     table: Annotated[
         list[Path] | None, typer.Option(help="A saved table instead of a run, one for each model, in their order.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="In equal parts from each source.")] = 50_000,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="In equal parts from each source.", show_default="50000")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="Tokens seen at once.", show_default="the context")] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
-    device: Annotated[str, typer.Option(help="cpu, cuda, … or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, … or auto: as saved.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Windows at a time.", show_default="8")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, … or auto.", show_default="auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … or auto.", show_default="as saved")] = None,
     out: Annotated[Path, typer.Option(help="A folder for tables, numbers and the page.")] = Path("runs/analysis"),
 ) -> None:
     """Show what the experts of one model or several do on text."""

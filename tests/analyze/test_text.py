@@ -54,6 +54,18 @@ def test_documents_are_cut_to_equal_parts_of_their_sources(tokenizer: PreTrained
     ]
 
 
+def test_a_budget_is_met_however_many_characters_a_token_has() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"x" * 99: 0, "<end>": 1}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    for there in (30, 500):
+        encoded = encode_texts([Text("n", "s", " ".join(["x" * 99] * there))], tokenizer, 100)
+        assert encoded.ids[0].tolist() == [0] * min(there, 100)
+
+
 def test_without_a_limit_every_token_is_there_and_none_is_added(tokenizer: PreTrainedTokenizerFast) -> None:
     words = ["the cat", "", "and <|endoftext|> the"]
     encoded = encode_texts([Text(w, "s", w) for w in words], tokenizer)
@@ -112,9 +124,18 @@ def test_special_tokens_show_their_names(tokenizer: PreTrainedTokenizerFast) -> 
 def test_sentencepiece_tokens_keep_their_space_and_bytes_their_names() -> None:
     from tokenizers import Tokenizer, decoders, models
 
-    vocabulary = {"\u2581the": 0, "the": 1, "<0xE2>": 2, "<unk>": 3, "\u2581": 4}
+    vocabulary = {
+        "\u2581the": 0,
+        "the": 1,
+        "<0xE2>": 2,
+        "<unk>": 3,
+        "\u2581": 4,
+        "\u2581\u2581": 5,
+        "\u2581\u2581\u2581a": 6,
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    assert token_texts(tokenizer, range(5)) == {0: " the", 1: "the", 2: "<0xE2>", 3: "<unk>", 4: " "}
+    texts = [" the", "the", "<0xE2>", "<unk>", " ", "  ", "   a"]
+    assert token_texts(tokenizer, range(7)) == dict(enumerate(texts))

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ import pytest
 from moepp import cli
 from moepp.analyze import RoutingTable, Text, collect, experts_per_token, fingerprint, token_types
 from moepp.commands.generate import open_saved
-from moepp.commands.texts import held_out_fraction
+from moepp.commands.texts import held_out_fraction, read_texts
 from moepp.data import load_python_library
+from moepp.errors import DataError
 from moepp.evaluate import VALIDATION_FRACTION
 
 from ..saved import save_tiny
@@ -55,6 +57,12 @@ def moepp(patch: pytest.MonkeyPatch, *arguments: object) -> Outcome:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     return partial(moepp, monkeypatch)
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    monkeypatch.setattr("moepp.commands.analyze.save_figures", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +220,86 @@ def test_a_fingerprint_changes_with_weights_and_configuration(folder: Path, tmp_
     assert len({same, other, fingerprint(copied)}) == 3
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_names_are_shown_as_they_are(folder: Path, tmp_path: Path, run: Any) -> None:
+    model, text, out = tmp_path / "[red]m", tmp_path / "[a]:x:.txt", tmp_path / "brk[" / "x]"
+    shutil.copytree(folder / "moepp", model)
+    text.write_text(PROSE)
+    outcome = run("analyze", model, "--text", text, "--max-tokens", 50, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "[red]m" in outcome.out
+    assert outcome.out.splitlines()[-1] == f"written to {out}"
+    assert RoutingTable.read(out / "[red]m.parquet").sources == ("[a]:x:.txt",)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_names_need_not_be_utf_8(folder: Path, tmp_path: Path, run: Any) -> None:
+    text, out = (tmp_path / f"{name}\udcff" for name in ("text", "out"))
+    try:
+        text.write_text(PROSE)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    arguments = ("--text", text, "--data", text, "--max-tokens", 50, "--out", out)
+    outcome = run("analyze", folder / "moepp", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.encode().endswith(b"/out\\udcff\n")
+    table = RoutingTable.read(out / "moepp.parquet")
+    assert table.sources == ("text\\udcff", str(tmp_path / "text\\udcff"))
+    assert table.facts.command.endswith("out\\udcff'")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_earlier_analysis_gives_way_but_no_table_that_is_read(folder: Path, tmp_path: Path, run: Any) -> None:
+    arguments = ("--text", folder / "prose.txt", "--max-tokens", 50, "--out", tmp_path)
+    for name in ("moepp", "vanilla"):
+        assert run("analyze", folder / name, *arguments).code == 0
+        assert [path.stem for path in tmp_path.glob("*.parquet")] == [name]
+        assert list(json.loads((tmp_path / "analysis.json").read_text())["tables"]) == [name]
+    table = (tmp_path / "vanilla.parquet").rename(tmp_path / "mine.parquet")
+    assert run("analyze", folder / "vanilla", "--table", table, "--out", tmp_path).code == 0
+    assert table.is_file()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_broken_recipe_is_no_matter_where_no_library_is_read(folder: Path, tmp_path: Path, run: Any) -> None:
+    shutil.copytree(folder / "moepp", tmp_path / "m")
+    (tmp_path / "m" / "recipe.yaml").write_text("model: [")
+    arguments = ("--max-tokens", 50, "--out", tmp_path / "out")
+    assert run("analyze", tmp_path / "m", "--text", folder / "prose.txt", *arguments).code == 0
+    assert_one_line(run("analyze", tmp_path / "m", *arguments), r"recipe '\S+recipe\.yaml' is not YAML")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_models_of_different_tokenizers_are_not_compared_without_a_word(
+    analysed: Outcome, folder: Path, tmp_path: Path, run: Any
+) -> None:
+    assert "tokenizers differ" not in analysed.out
+    table = RoutingTable.read(folder / "out" / "vanilla.parquet")
+    replace(table, facts=replace(table.facts, tokenizer_hash="other")).write(tmp_path / "other.parquet")
+    tables = ("--table", folder / "out" / "moepp.parquet", "--table", tmp_path / "other.parquet")
+    outcome = run("analyze", folder / "moepp", folder / "vanilla", *tables, "--out", tmp_path / "new")
+    assert outcome.code == 0, outcome.err
+    assert "the models' tokenizers differ: --max-tokens ends the text elsewhere" in outcome.out
+
+
+def test_no_more_text_is_read_than_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "x" * 40}) for _ in range(9)))
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    pattern = str(tmp_path / "*")
+    assert read_texts(pattern, "--data", [], 100) == {pattern: ["x" * 40] * 3}
+    with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
+        read_texts(pattern, "--data", [])
+
+
+def own(name: str, content: str) -> Callable[[Path], object]:
+    return lambda tmp: (tmp / name).write_text(content)
+
+
+def own_pictures(tmp: Path) -> None:
+    (tmp / "figures").mkdir()
+    (tmp / "figures" / "mine.png").touch()
+
+
 def other_model(kind: str) -> Callable[[Path], object]:
     return lambda tmp: (tmp / "config.json").write_text(json.dumps({"model_type": kind}))
 
@@ -302,7 +390,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "a table and a text": (
         nothing,
         ["{moepp}", "--table", "{out}/moepp.parquet", "--text", "{prose}"],
-        r"--table stands for a run on its own text; leave out --text and --data, or --table$",
+        r"--table stands for a run that is over; leave out --text, or --table$",
     ),
     "a file in the folder's place": (
         lambda tmp: (tmp / "new").write_text("mine"),
@@ -318,6 +406,40 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         nothing,
         ["{moepp}", "--text", "{prose}", "--out", "{moepp}"],
         r"--out='\S+' is in use, it holds c",
+    ),
+    **{
+        f"a folder with one's own {name}": (
+            own(name, content),
+            ["{moepp}", "--text", "{prose}", "--out", "{tmp}"],
+            rf"--out='\S+' is in use, it holds {re.escape(name)}; choose a new folder$",
+        )
+        for name, content in {
+            "report.html": "<title>mine</title>",
+            "analysis.json": '["tables"]',
+            "figures": "",
+            "notes.incomplete": "",
+        }.items()
+    },
+    "a folder with one's own pictures": (
+        own_pictures,
+        ["{moepp}", "--text", "{prose}", "--out", "{tmp}"],
+        r"--out='\S+' is in use, it holds figures; choose a new folder$",
+    ),
+    "the root": (nothing, ["/", "--text", "{prose}"], r"(?!MODEL: one folder is given twice)"),
+    "a table and options of a run": (
+        nothing,
+        [
+            "{moepp}",
+            "--table",
+            "{out}/moepp.parquet",
+            *["--max-tokens", "9", "--window", "8", "--batch-size", "1", "--dtype", "auto"],
+        ],
+        r"--table stands for a run that is over; leave out --max-tokens and --window and --dtype, or",
+    ),
+    "a table and a device": (
+        nothing,
+        ["{moepp}", "--table", "{out}/moepp.parquet", "--device", "cpu"],
+        r"--table stands for a run that is over; leave out --device, or --table$",
     ),
     "a folder with other tables": (
         foreign_parquet,

@@ -14,7 +14,8 @@ from .routing_table import Document
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHARACTERS = 16  # in a token, at most, on average: of a long document no more is read than may be needed
+_CHARACTERS = 16  # in a token, on average, hardly more: of a long document no more is read, if that is enough
+_SPACE = "\u2581"  # SentencePiece's
 _DAMAGED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -66,8 +67,7 @@ def encode_texts(texts: Iterable[Text], tokenizer: "PreTrainedTokenizerBase", ma
         size = sizes.setdefault(source, 0)
         if max_tokens is not None and size >= max_tokens:
             continue
-        content = text if max_tokens is None else text[: _CHARACTERS * max_tokens]
-        ids = encode([content], tokenizer)[:-1].astype(np.int32)
+        ids = _first_ids(text, tokenizer, max_tokens)
         sizes[source] += len(ids)
         read.append((Document(name, source), ids))
     room = dict(zip(sizes, _parts([*sizes.values()], max_tokens), strict=True))
@@ -81,6 +81,16 @@ def encode_texts(texts: Iterable[Text], tokenizer: "PreTrainedTokenizerBase", ma
     if not taken:
         raise DataError("the text holds no tokens; give a file with text in it")
     return Encoded(tuple(documents), tuple(taken))
+
+
+def _first_ids(text: str, tokenizer: "PreTrainedTokenizerBase", wanted: int | None) -> np.ndarray:
+    """A document's tokens: all, or of a long one as many as are wanted and more."""
+    characters = len(text) if wanted is None else _CHARACTERS * wanted
+    while True:
+        ids = encode([text[:characters]], tokenizer)[:-1].astype(np.int32)
+        if characters >= len(text) or (wanted is not None and len(ids) > wanted):  # the last may be a token cut in two
+            return ids
+        characters *= 2
 
 
 def check_window(encoded: Encoded, window: int | None, context: int) -> int:
@@ -117,10 +127,14 @@ def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int]) -> dic
         if _DAMAGED in text:
             data = _bytes_of(name)
             text = name if data is None else data.decode("utf-8", "backslashreplace")
-        elif name.startswith("\u2581") and not text.startswith(" "):
-            text = " " + text  # SentencePiece drops the space of a text's first token
+        else:  # SentencePiece drops the first space of a text's first token
+            text = " " * (_leading(_SPACE, name) - _leading(" ", text)) + text
         texts[token] = text
     return texts
+
+
+def _leading(character: str, text: str) -> int:
+    return len(text) - len(text.lstrip(character))
 
 
 def _parts(sizes: Sequence[int], budget: int | None) -> list[int]:

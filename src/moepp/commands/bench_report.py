@@ -39,4 +39,4 @@ def run_report(results: Path, out: Path) -> None:
             Console(stderr=True).print("no plots: matplotlib is not installed; pip install 'moepp[plots]'")
     except OSError as error:
         raise DataError(f"--out={str(out)!r} cannot be written: {error.strerror}; choose another path") from error
-    Console().print("\n".join(map(str, written)), highlight=False, soft_wrap=True)
+    Console().print("\n".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)

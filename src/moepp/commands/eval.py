@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from transformers.utils import logging
 
 from ..bench import facts
 from ..errors import ConfigError, DataError
 from ..evaluate import SEEDS, Evaluation, TextLoss, evaluate_tasks, items_hash, text_loss
-from ..files import save_text
+from ..files import readable, save_text
 from ..model import MoEPPForCausalLM
 from .eval_report import print_scores, print_skipped, print_text_losses
 from .generate import open_saved
@@ -51,14 +52,13 @@ def run_eval(path: Path, options: EvalOptions) -> None:
             tasks could be evaluated.
     """
     _check(options)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names and paths are shown as they are
     logging.disable_progress_bar()
     model, tokenizer = open_saved(path, dtype=options.dtype, device=options.device)
-    fraction = held_out_fraction([path])
     kind = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
     report = {"model": str(path)} | kind | facts() | {"seed": SEEDS}
     if options.perplexity is not None:
-        losses = _text_losses(model, tokenizer, options, fraction, console)
+        losses = _text_losses(model, tokenizer, options, path, console)
         print_text_losses(losses, console)
         report["perplexity"] = {
             name: asdict(loss) | {k: getattr(loss, k) for k in ("loss", "perplexity", "bits_per_byte")}
@@ -66,6 +66,7 @@ def run_eval(path: Path, options: EvalOptions) -> None:
         }
     evaluation = Evaluation([], [])
     if options.tasks:
+        fraction = held_out_fraction([path])
         evaluation = evaluate_tasks(
             model,
             tokenizer,
@@ -101,16 +102,16 @@ def _text_losses(
     model: MoEPPForCausalLM,
     tokenizer: "PreTrainedTokenizerBase",
     options: EvalOptions,
-    fraction: float,
+    path: Path,
     console: Console,
 ) -> dict[str, TextLoss]:
     """By source; with more than one, their sum too."""
     with console.status("reading the text"):
-        texts = read_texts(str(options.perplexity), "--perplexity", fraction)
+        texts = read_texts(str(options.perplexity), "--perplexity", [path])
     losses = {}
-    for name, documents in texts.items():
+    for name, documents in ((readable(name), some) for name, some in texts.items()):
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task(name)
+            bar = progress.add_task(escape(name))
             losses[name] = text_loss(
                 model,
                 tokenizer,

@@ -48,8 +48,8 @@ def print_scores(model: str, evaluation: Evaluation, console: Console) -> None:
 def print_skipped(evaluation: Evaluation, console: Console) -> None:
     """One line for each task that could not be evaluated."""
     for skipped in evaluation.skipped:
-        console.print(f"[yellow]skipped[/] {skipped.label}: ", end="", highlight=False)
-        console.print(skipped.reason, markup=False, highlight=False, soft_wrap=True)
+        console.print("skipped ", style="yellow", end="")
+        console.print(f"{skipped.label}: {skipped.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_text_losses(losses: Mapping[str, TextLoss], console: Console) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..bench import facts
 from ..errors import DataError
 from ..evaluate import token_losses
+from ..files import save_text
 from ..format import binary
 from ..layers import MoE
 from ..model import MoEPPForCausalLM, load_model, model_folder, quantize_experts
@@ -74,7 +75,7 @@ def run_perplexity(run: Path, out: Path | None) -> None:
             "tokens": sum(data.blocks.size for data in prepared.data.validation.values()),
             "rows": [asdict(row) for row in rows],
         }
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save_text(out, json.dumps(report, indent=1) + "\n")
 
 
 def measure(run: Path, prepared: Prepared) -> list[Measured]:
