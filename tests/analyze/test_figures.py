@@ -94,7 +94,7 @@ def test_ends_of_lines_are_told_apart() -> None:
 def test_figures_are_all_of_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from moepp.analyze import plots
 
-    full = False
+    full, folder = False, tmp_path / "figures"
 
     def save(draw: Callable[..., None], path: Path) -> list[Path]:
         if full and path.name == "layers":
@@ -103,19 +103,21 @@ def test_figures_are_all_of_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         return [path.with_suffix(".png")]
 
     def found() -> dict[str, str]:
-        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+        return {path.name: path.read_text() for path in folder.iterdir()}
 
     monkeypatch.setattr(plots, "save", save)
-    (tmp_path / "mine.png").write_text("mine")
-    write_figures({"m": hostile_table(60)}, tmp_path)
+    folder.mkdir()
+    (folder / "mine.png").write_text("mine")
+    write_figures({"m": hostile_table(60)}, folder)
     assert found() == {f"{name}.png": "m" for name in COMMON | BY_TYPE} | {"mine.png": "mine"}
     before, full = found(), True
     vanilla = {"vanilla": hostile_table(60, 1, layout=VANILLA, drops=False)}
     with pytest.raises(DataError, match="No space left"):
-        write_figures(vanilla, tmp_path)
+        write_figures(vanilla, folder)
     assert found() == before, "a failure leaves the earlier run's figures"
+    assert list(tmp_path.iterdir()) == [folder]
     full = False
-    assert {path.name for path in write_figures(vanilla, tmp_path)} == {f"{name}.png" for name in COMMON}
+    assert {path.name for path in write_figures(vanilla, folder)} == {f"{name}.png" for name in COMMON}
     assert found() == {f"{name}.png": "vanilla" for name in COMMON} | {"mine.png": "mine"}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moepp.analyze import RoutingTable, experts_per_token, write_page
-from moepp.analyze.page_data import choose_extracts
+from moepp.analyze import RoutingTable, experts_per_token, layer_correlation, token_types, write_page
+from moepp.analyze.sample import choose_extracts
 from moepp.errors import DataError
 
 from .factory import random_table
@@ -129,8 +129,10 @@ def test_numbers_by_token_type_are_means_over_all_tokens() -> None:
     assert text["count"][at] == chosen.sum()
     assert model["types"]["ffn"][at] == pytest.approx(table.active("ffn")[chosen].mean(), abs=0.001)
     assert model["types"]["loss"][at] == pytest.approx(np.nanmean(table.loss[chosen]), abs=0.001)
-    halves = 1.96 * table.active("ffn")[chosen].mean(axis=1).std(ddof=1) / np.sqrt(chosen.sum())
-    assert model["types"]["error"][at] == pytest.approx(halves, abs=0.001)
+    types = token_types(table)
+    place = types.text.index(" return")
+    assert model["types"]["low"][at] == pytest.approx(types.low[place], abs=0.001)
+    assert model["types"]["high"][at] == pytest.approx(types.high[place], abs=0.001)
 
 
 def test_models_of_one_text_share_it(page: str) -> None:
@@ -158,6 +160,23 @@ def test_a_vanilla_model_that_drops_is_not_said_to_use_all_its_choices(tmp_path:
     assert "m has FFN experts alone: every token uses 2 of them in every layer." in written(
         {"m": hostile_table(layout=VANILLA, drops=False)}, tmp_path
     )
+
+
+def test_shared_experts_are_named_and_not_saved(tmp_path: Path) -> None:
+    table = hostile_table()
+    table = replace(table, facts=replace(table.facts, shared_experts=1))
+    used = experts_per_token(table).mean[0]
+    page = written({"m": table}, tmp_path)
+    assert "per token and layer, besides 1 that all tokens share, which saves" in page
+    assert f"<b>{(2 - used) / 3:.0%}</b><small>against 2 + 1 shared FFN experts for every token</small>" in page
+    assert "top-2 of them in each of 3 layers, besides 1 that all tokens share</dd>" in page
+
+
+def test_numbers_tell_what_adjacent_layers_have_in_common(page: str) -> None:
+    rows = dict(re.findall(r'<tr><th scope="row"[^>]*>(.*?)</th><td>(.*?)</td>', page))
+    relations = layer_correlation(several()["MoE++ <1>"])
+    assert rows["adjacent layers, FFN experts (Pearson)"] == f"{relations.adjacent_ffn.mean():.3f}"
+    assert rows["adjacent layers, first choices (Cramér&#39;s V)"] == f"{relations.adjacent_first.mean():.3f}"
 
 
 def test_the_page_says_who_wrote_it(page: str) -> None:

@@ -49,11 +49,12 @@ def save_figures(summaries: Mapping[str, Summary], folder: Path) -> list[Path]:
         figures |= {
             name: partial(draw, summaries=routed, least=least) for name, draw in zip(_BY_TYPE, drawings, strict=True)
         }
-    aside = folder / ".incomplete"
+    aside = folder.with_name(f".{folder.name}.incomplete")
     try:
         aside.mkdir(parents=True, exist_ok=True)
         try:
             drawn = [path for name, draw in figures.items() for path in plots.save(draw, aside / name)]
+            folder.mkdir(exist_ok=True)
             for name in (*figures, *_BY_TYPE):
                 for ending in plots.ENDINGS:
                     (folder / name).with_suffix(ending).unlink(missing_ok=True)

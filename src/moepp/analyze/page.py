@@ -14,9 +14,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..config import EXPERT_TYPES, ExpertType
 from ..errors import DataError
 from ..files import replacing
+from .numbers import number, numbers
 from .page_data import page_data
 from .routing_table import RoutingTable
 from .summary import Summary, summarize
@@ -49,7 +49,7 @@ def write_page(tables: Mapping[str, RoutingTable], path: Path, *, title: str = "
 
 def save_page(summaries: Mapping[str, Summary], path: Path, *, title: str = "What the experts do") -> None:
     """:func:`write_page` for summaries that are there already."""
-    tables = {name: summary.table for name, summary in summaries.items()}
+    tables = {name: summary.sample for name, summary in summaries.items()}
     script = "\n".join(map(read, _SCRIPTS))
     style = "\n".join(map(read, _STYLES))
     page = render(
@@ -94,53 +94,36 @@ def _lead(summaries: Mapping[str, Summary]) -> str:
 
 
 def _sentence(name: str, summary: Summary) -> str:
-    top_k = summary.table.top_k
+    top_k = summary.sample.top_k
     uses = f"uses {summary.ffn:.2f} of at most {top_k} FFN experts per token and layer"
+    shared = f", besides {count} that all tokens share" if (count := summary.sample.facts.shared_experts) else ""
     if summary.full:
-        return f"{name} has FFN experts alone: every token uses {top_k} of them in every layer."
+        return f"{name} has FFN experts alone: every token uses {top_k} of them in every layer{shared}."
     if summary.vanilla:
-        return f"{name} has FFN experts alone and {uses}: other choices were dropped."
-    return f"{name} {uses}, which saves {summary.saved:.0%} of the expert FLOPs."
+        return f"{name} has FFN experts alone and {uses}{shared}: other choices were dropped."
+    return f"{name} {uses}{shared}, which saves {summary.saved:.0%} of the expert FLOPs."
 
 
 def _cards(summary: Summary) -> list[Card]:
-    table = summary.table
+    table = summary.sample
     note = f"tau = {table.facts.tau:g} aims at {summary.aim:.2f}"
     if summary.vanilla:
         note = "all that it may use" if summary.full else f"of {table.top_k} that it may use"
+    shared = table.facts.shared_experts
+    most = f"{table.top_k} + {shared} shared" if shared else table.top_k
     return [
         Card("FFN experts per token", f"{summary.ffn:.2f}", note),
-        Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {table.top_k} FFN experts for every token"),
-        Card("loss", _number(f"{summary.loss:.3f}"), "nats per token"),
-        Card("tokens", f"{table.num_tokens:,}", f"{len(table.documents):,} documents: {', '.join(table.sources)}"),
+        Card("expert FLOPs saved", f"{summary.saved:.0%}", f"against {most} FFN experts for every token"),
+        Card("loss", number(summary.loss), "nats per token"),
+        Card("tokens", f"{summary.num_tokens:,}", f"{len(table.documents):,} documents: {', '.join(table.sources)}"),
     ]
 
 
 def _rows(summaries: Mapping[str, Summary]) -> list[tuple[str, list[str]]]:
     """The same numbers for each model, as text that needs no script."""
-    kinds: list[ExpertType] = [
-        kind for kind in EXPERT_TYPES[1:] if any(one.table.layout.count(kind) for one in summaries.values())
-    ]
-    columns = [
-        {
-            "loss, nats per token": f"{one.loss:.4f}",
-            "FFN experts per token": f"{one.ffn:.3f}",
-            "aimed at by tau": f"{one.aim:.3f}",
-            **{f"{kind} experts per token": f"{one.per_token[kind].mean[0]:.3f}" for kind in kinds},
-            "choices dropped by capacity": f"{one.dropped.total:.1%}",
-            "busiest FFN expert's load over the mean": f"{one.imbalance.ffn_max.mean():.2f}",
-            "coefficient of variation of FFN experts' load": f"{one.imbalance.ffn_variation.mean():.2f}",
-            "router entropy, share of the most possible": f"{one.entropy.share.mean():.1%}",
-            "correlation of loss and FFN experts (Spearman)": f"{one.losses.spearman:+.2f}",
-        }
-        for one in summaries.values()
-    ]
-    return [(label, [_number(column[label]) for column in columns]) for label in columns[0]]
-
-
-def _number(written: str) -> str:
-    """A dash where there is no number."""
-    return "–" if "nan" in written else written
+    columns = [numbers(summary) for summary in summaries.values()]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    return [(label, [column.get(label, "") for column in columns]) for label in labels]
 
 
 def _facts(tables: Mapping[str, RoutingTable]) -> dict[str, str]:
@@ -169,5 +152,6 @@ def _facts(tables: Mapping[str, RoutingTable]) -> dict[str, str]:
 def _experts(table: RoutingTable) -> str:
     layout = table.layout
     parts = {"FFN": layout.ffn, "constant": layout.constant, "copy": layout.copy, "zero": layout.zero}
+    shared = f", besides {count} that all tokens share" if (count := table.facts.shared_experts) else ""
     written = ", ".join(f"{count} {kind}" for kind, count in parts.items() if count)
-    return f"{written}; top-{table.top_k} of them in each of {table.num_layers} layers"
+    return f"{written}; top-{table.top_k} of them in each of {table.num_layers} layers{shared}"

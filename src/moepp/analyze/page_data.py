@@ -7,83 +7,41 @@ T tokens, L MoE layers, K top-k, E all experts.
 """
 
 import base64
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..config import EXPERT_TYPES
 from .routing_table import RoutingTable
+from .sample import SAMPLE, Extract, choose_extracts, rows_of
 from .summary import Summary
-from .tables import load_aim, ratio
+from .tables import TokenTypes, load_aim
 
-SAMPLE = 4000  # tokens of text, at most
 _SAMPLE_BYTES = 750_000  # of all models' choices together, before base64 makes them a third larger
-_DOCUMENTS = 8  # that share the sample, where each is long enough
-_MOST_DOCUMENTS = 24
 _TYPES = 6000  # rows of all models' tables of token types together, about
 _UNPREDICTED = 0xFFFF
 _FEW = 20  # tokens that a mean loss needs to be drawn
 
 
-@dataclass(frozen=True)
-class Extract:
-    """A part of a document: rows ``start`` to ``stop`` of the table."""
-
-    document: int
-    start: int
-    stop: int
-
-
 def page_data(summaries: Mapping[str, Summary]) -> dict[str, Any]:
     """Everything that ``page.js`` reads, of models by name. Models that saw the same tokens share one text."""
-    tables = [summary.table for summary in summaries.values()]
-    texts: list[RoutingTable] = []
-    for table in tables:
-        if not any(_same_text(text, table) for text in texts):
-            texts.append(table)
-    tokens = min(SAMPLE, _SAMPLE_BYTES // sum(map(_token_bytes, tables)))
-    extracts = [choose_extracts(text, tokens) for text in texts]
-    shown = [_shown_types(text, part, _TYPES // (len(tables) + 1)) for text, part in zip(texts, extracts, strict=True)]
-    models = []
-    for name, summary in summaries.items():
-        at = next(at for at, text in enumerate(texts) if _same_text(text, summary.table))
-        models.append({"name": name, "text": at} | _model(summary, _rows(extracts[at]), shown[at]))
-    return {"texts": [_text(*parts) for parts in zip(texts, extracts, shown, strict=True)], "models": models}
-
-
-def choose_extracts(table: RoutingTable, tokens: int) -> list[Extract]:
-    """The beginnings of documents, ``tokens`` in all: from each source in turn, those that are long enough first."""
-    starts = np.searchsorted(table.document, np.arange(len(table.documents) + 1))
-    share = max(1, tokens // min(_DOCUMENTS, len(table.documents)))
-    found: list[Extract] = []
-    for document in _in_turn(table, np.minimum(np.diff(starts), share)):
-        start = int(starts[document])
-        length = min(int(starts[document + 1]) - start, share, tokens)
-        if length == 0 or len(found) == _MOST_DOCUMENTS:
-            break
-        found.append(Extract(document, start, start + length))
-        tokens -= length
-    return found
-
-
-def _in_turn(table: RoutingTable, length: np.ndarray) -> Iterator[int]:
-    """Document after document, from each source in turn, the longest of a source first."""
-    order = np.argsort(-length, kind="stable").tolist()
-    queues = [[at for at in order if table.documents[at].source == source] for source in table.sources]
-    for turn in itertools.zip_longest(*queues):
-        yield from (document for document in turn if document is not None)
-
-
-def _same_text(one: RoutingTable, other: RoutingTable) -> bool:
-    return (
-        one.documents == other.documents
-        and one.vocabulary == other.vocabulary
-        and np.array_equal(one.token, other.token)
-        and np.array_equal(one.document, other.document)
-    )
+    texts: dict[str, Summary] = {}
+    for one in summaries.values():
+        texts.setdefault(one.text, one)
+    numbered = list(texts)
+    tokens = min(SAMPLE, _SAMPLE_BYTES // sum(_token_bytes(one.sample) for one in summaries.values()))
+    extracts = {text: choose_extracts(one.sample, tokens) for text, one in texts.items()}
+    shown = {
+        text: _shown_types(one, rows_of(extracts[text]), _TYPES // (len(summaries) + 1)) for text, one in texts.items()
+    }
+    return {
+        "texts": [_text(one, extracts[text], shown[text]) for text, one in texts.items()],
+        "models": [
+            {"name": name, "text": numbered.index(one.text)} | _model(one, rows_of(extracts[one.text]), shown[one.text])
+            for name, one in summaries.items()
+        ],
+    }
 
 
 def _token_bytes(table: RoutingTable) -> int:
@@ -91,34 +49,36 @@ def _token_bytes(table: RoutingTable) -> int:
     return table.num_layers * (table.top_k * (table.expert.itemsize + 2) + 1) + 2
 
 
-def _shown_types(table: RoutingTable, extracts: Sequence[Extract], most: int) -> np.ndarray:
+def _shown_types(summary: Summary, rows: np.ndarray, most: int) -> np.ndarray:
     """Token ids, ascending: the most frequent ones and those of the sample."""
-    ids, counts = np.unique(table.token, return_counts=True)
-    frequent = ids[np.argsort(-counts, kind="stable")[:most]]
-    return np.union1d(frequent, table.token[_rows(extracts)])
+    types = summary.types["ffn"]
+    frequent = types.token[np.lexsort((types.token, -types.count))[:most]]
+    return np.union1d(frequent, summary.sample.token[rows])
 
 
-def _rows(extracts: Sequence[Extract]) -> np.ndarray:
-    return np.concatenate([np.arange(one.start, one.stop) for one in extracts])
-
-
-def _text(table: RoutingTable, extracts: Sequence[Extract], shown: np.ndarray) -> dict[str, Any]:
+def _text(summary: Summary, extracts: Sequence[Extract], shown: np.ndarray) -> dict[str, Any]:
+    table, types = summary.sample, summary.types["ffn"]
     ends = np.cumsum([one.stop - one.start for one in extracts]).tolist()
     documents = [table.documents[one.document] for one in extracts]
-    ids, counts = np.unique(table.token, return_counts=True)
     return {
         "documents": [
             {"name": document.name, "source": document.source, "start": start, "end": end}
             for document, start, end in zip(documents, [0, *ends], ends, strict=False)
         ],
-        "token": np.searchsorted(shown, table.token[_rows(extracts)]).tolist(),
+        "token": np.searchsorted(shown, table.token[rows_of(extracts)]).tolist(),
         "vocabulary": [table.vocabulary[token] for token in shown.tolist()],
-        "count": counts[np.searchsorted(ids, shown)].tolist(),
+        "count": types.count[_places(types, shown)].tolist(),
     }
 
 
+def _places(types: TokenTypes, tokens: np.ndarray) -> np.ndarray:
+    """Where each of some token ids stands."""
+    order = np.argsort(types.token)
+    return order[np.searchsorted(types.token, tokens, sorter=order)]
+
+
 def _model(summary: Summary, rows: np.ndarray, shown: np.ndarray) -> dict[str, Any]:
-    table, scores, losses = summary.table, summary.scores, summary.losses
+    table, scores, losses = summary.sample, summary.scores, summary.losses
     by_source = summary.per_token_by_source["ffn"]
     loads = dict(zip(summary.load_by_source.groups, summary.load_by_source.share, strict=True))
     correlations = {"first": summary.correlation.first, "ffn": summary.correlation.ffn}
@@ -165,19 +125,14 @@ def _sample(table: RoutingTable, rows: np.ndarray) -> dict[str, str | None]:
 
 
 def _types(summary: Summary, shown: np.ndarray) -> dict[str, list[float | None]]:
-    """By shown token type: experts per token of each type, half the FFN experts' confidence interval, mean loss."""
+    """By shown token type: experts per token of each type, the FFN experts' confidence interval, mean loss."""
     columns: dict[str, list[float | None]] = {}
     for kind, found in summary.types.items():
-        order = np.argsort(found.token)
-        at = order[np.searchsorted(found.token, shown, sorter=order)]
+        at = _places(found, shown)
         columns[kind] = _round(found.mean[at])
         if kind == "ffn":
-            columns["error"] = _round((found.high - found.low)[at] / 2)
-    table = summary.table
-    predicted, size = ~np.isnan(table.loss), int(table.token.max()) + 1
-    sums = np.bincount(table.token[predicted], table.loss[predicted], minlength=size)
-    columns["loss"] = _round(ratio(sums, np.bincount(table.token[predicted], minlength=size))[shown])
-    return columns
+            columns |= {"low": _round(found.low[at]), "high": _round(found.high[at])}
+    return columns | {"loss": _round(summary.loss_of_type[shown])}
 
 
 def _range(values: np.ndarray) -> list[float]:

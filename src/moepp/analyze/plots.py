@@ -154,16 +154,16 @@ def save(draw: Callable[[Canvas], None], path: Path) -> list[Path]:
 
 def load_maps(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
     """Figure 4: each layer's choices by expert, one map a model."""
-    canvas.set_size_inches(7.2, sum(1.1 + 0.26 * one.table.num_layers for one in summaries.values()))
-    heights = [one.table.num_layers + 3 for one in summaries.values()]
+    canvas.set_size_inches(7.2, sum(1.1 + 0.26 * one.sample.num_layers for one in summaries.values()))
+    heights = [one.sample.num_layers + 3 for one in summaries.values()]
     all_axes = canvas.subplots(len(summaries), 1, squeeze=False, height_ratios=heights)[:, 0]
     top = max(100 * float(one.load.share.max()) for one in summaries.values())
     for axes, (name, one) in zip(all_axes, summaries.items(), strict=True):
         image = axes.imshow(100 * one.load.share[0], aspect="auto", cmap="viridis", vmin=0, vmax=top)
         axes.set_title(name, loc="left")
         axes.set_ylabel("layer")
-        axes.set_yticks(range(one.table.num_layers))
-        layout = one.table.layout
+        axes.set_yticks(range(one.sample.num_layers))
+        layout = one.sample.layout
         kinds: list[ExpertType] = [kind for kind in EXPERT_TYPES if layout.count(kind)]
         for kind in kinds[1:]:
             axes.axvline(layout.indices(kind).start - 0.5, color="white", linewidth=2)
@@ -206,20 +206,20 @@ def ffn_by_layer(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
         axes.plot(one.per_token["ffn"].layers[0], "o-", color=colour, label=name, markersize=4)
         if not one.vanilla:
             axes.axhline(one.aim, color=colour, linestyle=":", label=f"{name}, aimed at")
-    axes.set_xticks(range(max(one.table.num_layers for one in summaries.values())))
+    axes.set_xticks(range(max(one.sample.num_layers for one in summaries.values())))
     axes.set_xlabel("layer")
     axes.set_ylabel("FFN experts per token")
-    axes.set_ylim(0, 1.05 * max(one.table.top_k for one in summaries.values()))
+    axes.set_ylim(0, 1.05 * max(one.sample.top_k for one in summaries.values()))
     _legend(axes)
 
 
 def score_densities(canvas: Canvas, summaries: Mapping[str, Summary]) -> None:
     """Figure 6: densities of the scores of the first and the second choice, with mean and variance."""
-    slots = min(2, max(one.table.top_k for one in summaries.values()))
+    slots = min(2, max(one.sample.top_k for one in summaries.values()))
     canvas.set_size_inches(4.6 * slots, 3.0 + 0.2 * len(summaries))
     for slot, axes in enumerate(_columns(canvas, slots)):
         for at, (name, one) in enumerate(summaries.items()):
-            if slot < one.table.top_k:
+            if slot < one.sample.top_k:
                 scores, colour = one.scores, COLOURS[at % len(COLOURS)]
                 label = f"{name}: mean {scores.mean[slot]:.3f}, variance {scores.variance[slot]:.4f}"
                 centres = (scores.edges[1:] + scores.edges[:-1]) / 2
@@ -259,7 +259,7 @@ def _bars(axes: Axes, types: TokenTypes, chosen: np.ndarray, colour: str) -> Non
     """The first on top."""
     names = [_visible(types.text[at]) for at in chosen]
     places = np.arange(len(chosen))[::-1]
-    error = np.nan_to_num(types.high - types.low)[chosen] / 2
+    error = np.nan_to_num([types.mean - types.low, types.high - types.mean])[:, chosen]
     axes.barh(places, types.mean[chosen], color=colour, xerr=error, error_kw={"elinewidth": 0.8})
     axes.set_yticks(places, [name if len(name) < 20 else name[:18] + "…" for name in names], fontsize=8.5)
     axes.set_ylim(-0.6, len(chosen) - 0.4)

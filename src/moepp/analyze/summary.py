@@ -1,9 +1,11 @@
 """What the command, the page and the figures show of one table, computed once: a million tokens take seconds a time."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from ..config import EXPERT_TYPES, ExpertType
 from .relations import (
@@ -19,6 +21,7 @@ from .relations import (
     score_density,
 )
 from .routing_table import RoutingTable
+from .sample import sample
 from .tables import (
     Dropped,
     ExpertLoad,
@@ -30,15 +33,20 @@ from .tables import (
     experts_per_token,
     imbalance,
     load_aim,
+    ratio,
     token_types,
 )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A table and what the functions of :mod:`.tables` and :mod:`.relations` say of it."""
+    """What the functions of :mod:`.tables` and :mod:`.relations` say of a table."""
 
-    table: RoutingTable
+    sample: RoutingTable
+    """What the page shows token by token; everything else is of all tokens. A whole table may take gigabytes."""
+    num_tokens: int
+    text: str
+    """A hash of the documents' tokens: the same for models that can be compared token by token."""
     vanilla: bool
     """No zero-computation experts: every token uses K FFN experts."""
     aim: float
@@ -55,6 +63,8 @@ class Summary:
     entropy: RouterEntropy
     correlation: LayerCorrelation
     losses: LossByExperts
+    loss_of_type: Float64[np.ndarray, "V"]
+    """Mean by token id, nats; NaN where it was never predicted."""
     positions: ByPosition
     imbalance: Imbalance
     dropped: Dropped
@@ -62,7 +72,7 @@ class Summary:
     @property
     def least(self) -> int:
         """Occurrences that a token type needs to be ranked: a rare one's mean says little. Some always are."""
-        return min(int(np.clip(self.table.num_tokens // 2000, 5, 50)), int(self.types["ffn"].count.max()))
+        return min(int(np.clip(self.num_tokens // 2000, 5, 50)), int(self.types["ffn"].count.max()))
 
     @property
     def ffn(self) -> float:
@@ -72,19 +82,21 @@ class Summary:
     @property
     def full(self) -> bool:
         """Every token uses K FFN experts in every layer: none was dropped either."""
-        return self.vanilla and self.ffn == self.table.top_k
+        return self.vanilla and self.ffn == self.sample.top_k
 
     @property
     def saved(self) -> float:
         """The share of expert FLOPs against K FFN experts for every token; the shared ones, both have."""
-        return (self.table.top_k - self.ffn) / (self.table.top_k + self.table.facts.shared_experts)
+        return (self.sample.top_k - self.ffn) / (self.sample.top_k + self.sample.facts.shared_experts)
 
 
 def summarize(table: RoutingTable) -> Summary:
     """All of it; a table has one token at least."""
     predicted = table.loss[~np.isnan(table.loss)]
     return Summary(
-        table=table,
+        sample=sample(table),
+        num_tokens=table.num_tokens,
+        text=_hash(table),
         vanilla=table.layout.num_zero_computation == 0,
         aim=float(table.top_k * load_aim(table.layout, table.facts.tau)[: table.layout.ffn].sum()),
         loss=float(predicted.mean(dtype=np.float64)) if len(predicted) else np.nan,
@@ -97,7 +109,22 @@ def summarize(table: RoutingTable) -> Summary:
         entropy=router_entropy(table),
         correlation=layer_correlation(table),
         losses=loss_by_experts(table),
+        loss_of_type=_loss_of_type(table),
         positions=by_position(table),
         imbalance=imbalance(table),
         dropped=dropped(table),
     )
+
+
+def _loss_of_type(table: RoutingTable) -> np.ndarray:
+    predicted = ~np.isnan(table.loss)
+    token, size = table.token[predicted], int(table.token.max()) + 1
+    return ratio(np.bincount(token, table.loss[predicted], size), np.bincount(token, minlength=size))
+
+
+def _hash(table: RoutingTable) -> str:
+    words = repr((table.documents, sorted(table.vocabulary.items())))
+    digest = hashlib.sha256(words.encode())
+    digest.update(table.token.tobytes())
+    digest.update(table.document.tobytes())
+    return digest.hexdigest()

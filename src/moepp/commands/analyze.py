@@ -15,6 +15,7 @@ from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from ..analyze import RoutingTable, Summary, Text, collect, fingerprint, save_figures, save_page, summarize
+from ..analyze.routing_table import Facts
 from ..analyze.text import require_context
 from ..bench import command, facts
 from ..errors import ConfigError, DataError
@@ -67,11 +68,9 @@ def run_analyze(models: Sequence[Path], options: AnalyzeOptions) -> None:
     _require_folder(options.out)
     console = Console(markup=False, emoji=False)  # names and paths are shown as they are
     transformers_logging.disable_progress_bar()
-    tables = _read(models, names, options) if options.tables else _run(models, names, options, console)
-    with console.status("summing up"):
-        summaries = {name: summarize(table) for name, table in tables.items()}
+    summaries = _read(models, names, options) if options.tables else _run(models, names, options, console)
     print_summary(summaries, console)
-    if len({table.facts.tokenizer_hash for table in tables.values()}) > 1:
+    if len({one.sample.facts.tokenizer_hash for one in summaries.values()}) > 1:
         console.print(_OTHER_TOKENS, style="dim", highlight=False, soft_wrap=True)
     with console.status("drawing"):
         _write(summaries, options.out)
@@ -155,19 +154,19 @@ def _texts(models: Sequence[Path], options: AnalyzeOptions) -> list[Text]:
     return found
 
 
-def _run(
-    models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions, console: Console
-) -> dict[str, RoutingTable]:
-    """Each model's table, saved before the next model runs."""
+def _run(models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions, console: Console) -> dict[str, Summary]:
+    """Each model's table is saved and summed up before the next model runs: two may not fit in memory."""
     with console.status("reading the text"):
         texts = _texts(models, options)
-    tables = {}
+    summaries = {}
     for name, path in zip(names, models, strict=True):
         table = _collect(path, texts, options, console, name)
         about = {"model": name, "fingerprint": fingerprint(path), "command": command()}
-        tables[name] = replace(table, facts=replace(table.facts, **about))
-        tables[name].write(options.out / f"{name}.parquet")
-    return tables
+        table = replace(table, facts=replace(table.facts, **about))
+        table.write(options.out / f"{name}.parquet")
+        with console.status("summing up"):
+            summaries[name] = summarize(table)
+    return summaries
 
 
 def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console: Console, name: str) -> RoutingTable:
@@ -185,19 +184,21 @@ def _collect(path: Path, texts: Sequence[Text], options: AnalyzeOptions, console
         )
 
 
-def _read(models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions) -> dict[str, RoutingTable]:
+def _read(models: Sequence[Path], names: Sequence[str], options: AnalyzeOptions) -> dict[str, Summary]:
     files = zip(names, models, options.tables, strict=True)
-    tables = {name: RoutingTable.read(file, fingerprint=fingerprint(model)) for name, model, file in files}
-    _require_same_text(tables)
-    return tables
+    summaries = {
+        name: summarize(RoutingTable.read(file, fingerprint=fingerprint(model))) for name, model, file in files
+    }
+    _require_same_text({name: one.sample.facts for name, one in summaries.items()})
+    return summaries
 
 
-def _require_same_text(tables: dict[str, RoutingTable]) -> None:
+def _require_same_text(models: dict[str, Facts]) -> None:
     """Saved tables may have been made from anything; those of different tokenizers cannot be compared that way."""
-    (first, one), *others = tables.items()
+    (first, one), *others = models.items()
     for name, other in others:
-        same_tokens = other.facts.tokenizer_hash == one.facts.tokenizer_hash
-        if same_tokens and other.facts.text_hash != one.facts.text_hash:
+        same_tokens = other.tokenizer_hash == one.tokenizer_hash
+        if same_tokens and other.text_hash != one.text_hash:
             raise DataError(f"--table: the tables of {first} and {name} are of different texts; make both from one")
 
 

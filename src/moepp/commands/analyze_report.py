@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..analyze import Summary, load_aim
+from ..analyze.numbers import numbers
 from ..config import EXPERT_TYPES, ExpertType
 
 MIN_COUNT = 10
@@ -18,11 +19,11 @@ MIN_COUNT = 10
 
 def analysis(summary: Summary) -> dict[str, Any]:
     """What every function of the table gives, for JSON: arrays as lists, null for what cannot be known."""
-    table, kinds = summary.table, _kinds(summary)
+    table, kinds = summary.sample, _kinds(summary)
     found = {
         "facts": asdict(table.facts),
         "layout": asdict(table.layout),
-        "tokens": table.num_tokens,
+        "tokens": summary.num_tokens,
         "documents": len(table.documents),
         "loss": summary.loss,
         "load_aim": load_aim(table.layout, table.facts.tau),
@@ -45,7 +46,7 @@ def analysis(summary: Summary) -> dict[str, Any]:
 
 def print_summary(summaries: Mapping[str, Summary], console: Console) -> None:
     """A column for each model."""
-    columns = {name: _column(summary) for name, summary in summaries.items()}
+    columns = {name: numbers(summary) for name, summary in summaries.items()}
     rows = dict.fromkeys(row for column in columns.values() for row in column)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column()
@@ -56,35 +57,9 @@ def print_summary(summaries: Mapping[str, Summary], console: Console) -> None:
     console.print(shown)
 
 
-def _column(summary: Summary) -> dict[str, str]:
-    by_source = summary.per_token_by_source["ffn"]
-    zero_computation = _kinds(summary)[1:]
-    return {
-        "tokens": f"{summary.table.num_tokens:,}",
-        "  seen at once": f"{summary.table.facts.window:,}",
-        "loss, nats per token": _number(summary.loss),
-        "FFN experts per token": _number(summary.ffn),
-        "  aimed at": _number(summary.aim),
-        **{
-            f"  {source}": _number(mean)
-            for source, mean in zip(by_source.groups, by_source.mean.tolist(), strict=True)
-            if len(by_source.groups) > 1
-        },
-        **{f"{kind} experts per token": _number(summary.per_token[kind].mean[0]) for kind in zero_computation},
-        "busiest FFN expert, × mean": _number(summary.imbalance.ffn_max.mean()),
-        "busiest expert, × its aim": _number(summary.imbalance.all_max.mean()),
-        "router entropy, of log E": _number(summary.entropy.share.mean()),
-        "dropped": f"{100 * summary.dropped.total:.1f} %",
-    }
-
-
 def _kinds(summary: Summary) -> list[ExpertType]:
     """Those that the model has; FFN experts, the first, it always has."""
-    return [kind for kind in EXPERT_TYPES if summary.table.layout.count(kind)]
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
+    return [kind for kind in EXPERT_TYPES if summary.sample.layout.count(kind)]
 
 
 def _plain(value: Any) -> Any:

@@ -48,7 +48,7 @@ function typeTable(model, text, types, title) {
 function typeRow(model, text, type) {
   const { types } = model;
   const written = text.vocabulary[type];
-  const error = types.error[type];
+  const error = types.low[type] === null ? null : (types.high[type] - types.low[type]) / 2;
   const cells = ["constant", "copy", "zero"].map((kind) => el("td", { class: "more" }, number(types[kind][type])));
   return el("tr", {},
     el("td", {}, el("button", { class: "written", onclick: () => search(written), "aria-label": `Find ${written}` },
@@ -68,11 +68,11 @@ function share(model, type) {
     x += width;
     return part;
   });
-  const [ffn, error] = [model.types.ffn[type] * unit, (model.types.error[type] ?? 0) * unit];
-  const line = svg("path", { d: `M${ffn - error} 8H${ffn + error}M${ffn - error} 5V11M${ffn + error} 5V11`, class: "error" });
+  const [low, high] = [model.types.low[type] * unit, model.types.high[type] * unit];
+  const line = svg("path", { d: `M${low} 8H${high}M${low} 5V11M${high} 5V11`, class: "error" });
   const label = KINDS.map((kind) => `${number(model.types[kind][type])} ${NAMES[kind]}`).join(", ");
   return svg("svg", { viewBox: "0 0 100 16", preserveAspectRatio: "none", class: "share", role: "img", "aria-label": label },
-    ...parts, error > 0 ? line : null);
+    ...parts, high > low ? line : null);
 }
 
 function search(written) {
