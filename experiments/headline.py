@@ -95,6 +95,7 @@ def result(lab: Lab) -> Result:
             "At equal expert FLOPs, MoE++ at τ = .75 is better than vanilla with experts of .6 the width.",
             below(control),
             f"{nats(control)}; less vanilla: MoE++ {nats(ours)}, thinner experts {nats(thin)}.",
+            origin="control",
         ),
     ]
     tables, models = compared(
