@@ -12,6 +12,8 @@ import torch
 import typer
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from experiments.catalogue import NAMES
+from experiments.scales import scale
 from moepp import cli
 from moepp.data import train_tokenizer
 from moepp.model import MoEPPForCausalLM, preset
@@ -73,6 +75,12 @@ def test_commands_exist(line: str) -> None:
     if program == "torchrun":  # tests/distributed/test_restarts.py starts one
         module = arguments.index("-m")
         program, command, *arguments = arguments[module + 1 :]
+    if program == "python":
+        module, _, name = arguments[0].partition(".")
+        assert (command, module) == ("-m", "experiments")
+        assert (name or arguments[1]) in (*NAMES, "all")
+        assert scale(arguments[arguments.index("--scale") + 1])
+        return
     if program == "make":
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         return
