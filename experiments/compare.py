@@ -117,11 +117,10 @@ def setup(lab: Lab, variant: Variant = MOEPP) -> str:
     Args:
         variant: one that is trained for as long as those compared.
     """
-    recipe = lab.run(variant, lab.scale.seeds[0]).recipe()
-    model, steps = recipe.model, recipe.training["max_steps"]
-    tokens = steps * recipe.samples_per_step * recipe.data.sequence_length
+    run = lab.run(variant, lab.scale.seeds[0])
+    model, steps = run.recipe().model, run.recipe().training["max_steps"]
     return (
-        f"{model['num_hidden_layers']} layers of width {model['hidden_size']} see {tokens:,} tokens in {steps:,} "
+        f"{model['num_hidden_layers']} layers of width {model['hidden_size']} see {run.tokens:,} tokens in {steps:,} "
         f"steps, {len(lab.scale.seeds)} seeds each, and what is compared is the loss on held-out text; the paper "
         "trains 1B models on 100B tokens once and scores tasks. What differs here may vanish, or turn round, in a run "
         f"of that length. Where nothing else is said, combine={model.get('combine')}, "

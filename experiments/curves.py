@@ -7,7 +7,6 @@ long would have reached. Between them, the loss is taken as linear in the logari
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from .lab import Lab
@@ -34,8 +33,7 @@ def step_times(lab: Lab, variants: Sequence[Variant]) -> dict[str, dict[int, flo
     every = list(dict.fromkeys([VANILLA, *variants]))
     found: dict[str, dict[int, float]] = {variant.name: {} for variant in every}
     for seed in sorted(set.intersection(*(set(lab.records(variant)) for variant in every))):
-        alone = replace(lab, scale=replace(lab.scale, seeds=(seed,)))
-        for name, timing in step_seconds(alone, variants).items():
+        for name, timing in step_seconds(lab, variants, seed).items():
             found[name][seed] = timing.median
     return found
 

@@ -25,26 +25,27 @@ def throughput(lab: Lab, variants: Sequence[Variant]) -> dict[str, dict[str, Thr
     Returns:
         By the variant's name and kind of routing.
     """
-    models = _models(lab, variants)
+    every = dict.fromkeys([VANILLA, *variants])
+    seed = min(set.intersection(*(set(lab.records(variant)) for variant in every)))
+    models = _models(lab, variants, seed)
     if _trains_in_bf16(lab):
         for model in models.values():
             model.bfloat16()
     return expert_throughput(models, _tokens(lab, TOKENS), baseline=VANILLA.name, rounds=ROUNDS)
 
 
-def step_seconds(lab: Lab, variants: Sequence[Variant]) -> dict[str, Timing]:
+def step_seconds(lab: Lab, variants: Sequence[Variant], seed: int) -> dict[str, Timing]:
     """A training step of the scale's recipe, forward, backward, clipping and AdamW, at the trained models' routing."""
     recipe = lab.run(VANILLA, lab.scale.seeds[0]).recipe()
     batch = _tokens(lab, recipe.samples_per_step * recipe.data.sequence_length)
     bf16 = _trains_in_bf16(lab)
-    steps = {name: _step(model, batch, bf16=bf16) for name, model in _models(lab, variants).items()}
+    steps = {name: _step(model, batch, bf16=bf16) for name, model in _models(lab, variants, seed).items()}
     return interleave(steps, rounds=_STEPS)
 
 
-def _models(lab: Lab, variants: Sequence[Variant]) -> Mapping[str, MoEPPForCausalLM]:
-    every = dict.fromkeys([VANILLA, *variants])
-    seed = min(set.intersection(*(set(lab.records(variant)) for variant in every)))
-    return {variant.name: lab.model(variant, seed) for variant in every}
+def _models(lab: Lab, variants: Sequence[Variant], seed: int) -> Mapping[str, MoEPPForCausalLM]:
+    """These and vanilla's."""
+    return {variant.name: lab.model(variant, seed) for variant in dict.fromkeys([VANILLA, *variants])}
 
 
 def _trains_in_bf16(lab: Lab) -> bool:
