@@ -31,6 +31,8 @@ class Experiment:
     """What must be trained, each once a seed."""
     result: Callable[[Lab], Result]
     draw: Callable[[Result, "Figure"], None] | None = None
+    more_seeds: bool = False
+    """With the scale's further seeds."""
 
     @property
     def origin(self) -> Origin:
@@ -39,7 +41,11 @@ class Experiment:
 
     def runs(self, scale: Scale) -> list[Run]:
         """What must be trained at this scale."""
-        return [Run(scale, variant, seed) for variant in self.variants for seed in scale.seeds]
+        seeds = self._at(scale).seeds
+        return [Run(scale, variant, seed) for variant in self.variants for seed in seeds]
+
+    def _at(self, scale: Scale) -> Scale:
+        return scale.with_more_seeds() if self.more_seeds else scale
 
     def fingerprint(self, lab: Lab) -> str:
         """Equal where measuring again would give the same but for the clock's noise."""
@@ -57,7 +63,7 @@ class Experiment:
         if lost:
             found = Result(tables=[], claims=[], limits=["Nothing was measured: a model is missing for all seeds."])
         else:
-            found = self.result(lab)
+            found = self.result(replace(lab, scale=self._at(lab.scale)))
         trained = [{name: one.facts[name] for name in ("machine", "versions")} for one in whole.values()]
         return replace(
             found,

@@ -184,6 +184,7 @@ EXPERIMENT = Experiment(
     variants=[variant for lengths in LENGTHS.values() for variant in lengths],
     result=result,
     draw=draw,
+    more_seeds=True,
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much is trained: one recipe a scale, which all experiments vary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,18 @@ class Scale:
     """What the MoE++ model of all experiments is trained by."""
     results: Path
     """Where JSON and plots go."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), compare=False)  # a run is the same whatever others there are
+    more_seeds: tuple[int, ...] = (3, 4, 5)
+    """Besides, for what three leave open and too much depends on."""
     device: str = "cpu"
     """What trained models are measured on, unless the user says otherwise."""
     long_context: int = 8192
     """Tokens of the sequences that the experiment on long context trains on."""
     layer: str = "7b"
     """Size of the layer that is timed for Tables A and B: the paper's, whatever is trained."""
+
+    def with_more_seeds(self) -> "Scale":
+        return replace(self, seeds=self.seeds + self.more_seeds)
 
 
 SCALES = {

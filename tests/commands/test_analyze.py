@@ -283,6 +283,8 @@ def test_models_of_different_tokenizers_are_not_compared_without_a_word(
     outcome = run("analyze", folder / "moepp", folder / "vanilla", *tables, "--out", tmp_path / "new")
     assert outcome.code == 0, outcome.err
     assert "the models' tokenizers differ: --max-tokens ends the text elsewhere" in outcome.out
+    notice = '<p class="notice">The models&#39; tokenizers differ'
+    assert [notice in (out / "report.html").read_text() for out in (tmp_path / "new", folder / "out")] == [True, False]
 
 
 def test_no_more_text_is_read_than_is_asked_for(tmp_path: Path) -> None:

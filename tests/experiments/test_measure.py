@@ -71,6 +71,17 @@ def test_a_result_says_what_it_rests_on(tmp_path: Path) -> None:
     assert result.fingerprint != _experiment().fingerprint(replace(lab, checkpoints=(tmp_path,)))
 
 
+def test_further_seeds_are_of_the_experiments_that_ask_for_them(tmp_path: Path) -> None:
+    lab = _lab(tmp_path)
+    one = replace(lab, scale=replace(lab.scale, seeds=(0,), more_seeds=(1,)))
+    plain, more = _experiment(), replace(_experiment(), more_seeds=True)
+    assert list(plain.measure(one).seeds) == [0]
+    assert list(more.measure(one).seeds) == [0, 1]
+    assert more.measure(one).tables[0].rows == [["MoE++", "3.5"], ["vanilla", "3.5"]]
+    assert plain.runs(one.scale) == more.runs(one.scale)[::2]  # else they would be trained twice
+    assert one.run(MOEPP, 1) == replace(one, scale=one.scale.with_more_seeds()).run(MOEPP, 1)
+
+
 @pytest.fixture
 def commanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs ``python -m experiments`` on two experiments, and returns its exit code."""

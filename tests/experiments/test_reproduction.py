@@ -21,6 +21,7 @@ RESULT = Result(
         Claim("It is new.", "agrees", "+1.", "ours"),
         Claim("It is random.", "disagrees", "+2.", "control"),
     ],
+    seeds=[0, 1],
     facts=FACTS,
     trained=[FACTS | {"machine": {"gpu": "a GPU", "processor": "a CPU"}}],
 )
@@ -43,8 +44,9 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, monkey
     assert "- *holds*: It is new. +1." in page
     assert "- *control: does not hold*: It is random. +2." in page
     assert page.count("Not measured.") == len(NAMES) - 1
-    assert f"| tiny | 1 of {len(NAMES)}, seeds 0, 1, 2 | a GPU | a CPU | moepp 0, torch 2 |" in page
+    assert f"| tiny | 1 of {len(NAMES)} | a GPU | a CPU | moepp 0, torch 2 |" in page
     assert "| gpu | not measured | | | |" in page
+    assert "**tiny**, seeds 0, 1\n" in page
     assert "Versions are mixed" not in page
 
 

@@ -32,7 +32,7 @@ def toy_scale(folder: Path) -> Scale:
     except FileExistsError:
         while not (folder / "toy.yaml").is_file():
             time.sleep(0.05)
-    return Scale("toy", folder / "toy.yaml", folder / "results", seeds=(0, 1), long_context=1024, layer="tiny")
+    return Scale("toy", folder / "toy.yaml", folder / "results", (0, 1), (), long_context=1024, layer="tiny")
 
 
 def _write(folder: Path) -> None:

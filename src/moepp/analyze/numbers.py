@@ -1,6 +1,7 @@
 """The most telling numbers of a summary in words, for the terminal and the page."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -36,6 +37,13 @@ def numbers(summary: Summary) -> dict[str, str]:
         "loss and FFN experts (Spearman)": number(summary.losses.spearman),
         "dropped": "–" if math.isnan(summary.dropped.total) else f"{100 * summary.dropped.total:.1f} %",
     }
+
+
+def warning(summaries: Mapping[str, Summary]) -> str | None:
+    """What keeps these models' numbers from being compared."""
+    if len({one.sample.facts.tokenizer_hash for one in summaries.values()}) == 1:
+        return None
+    return "the models' tokenizers differ: --max-tokens ends the text elsewhere, and losses per token do not compare"
 
 
 def number(value: float) -> str:

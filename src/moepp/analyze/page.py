@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ..errors import DataError
 from ..files import replacing
-from .numbers import number, numbers
+from .numbers import number, numbers, warning
 from .page_data import page_data
 from .routing_table import RoutingTable
 from .summary import Summary, summarize
@@ -61,6 +61,7 @@ def save_page(summaries: Mapping[str, Summary], path: Path, *, title: str = "Wha
         style=Markup(style),
         data=Markup(inert_json(page_data(summaries))),
         lead=_lead(summaries),
+        warning=warning(summaries),
         cards=[_cards(summary) for summary in summaries.values()],
         names=list(tables),
         numbered=list(enumerate(tables)),

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from ..analyze import RoutingTable, Summary, Text, collect, fingerprint, save_figures, save_page, summarize
+from ..analyze.numbers import warning
 from ..analyze.routing_table import Facts
 from ..analyze.text import require_context
 from ..bench import command, facts
@@ -34,11 +35,6 @@ _HEAD = 1 << 12  # bytes of a page that tell whose it is
 _MAX_TOKENS, _BATCH_SIZE = 50_000, 8
 _CHARACTERS = 256  # that hardly any tokenizer's longest token has: more of a source is not read
 _OF_A_RUN = ("text", "data", "max_tokens", "window", "batch_size", "device", "dtype")
-
-
-_OTHER_TOKENS = (
-    "the models' tokenizers differ: --max-tokens ends the text elsewhere, and losses per token cannot be compared"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +66,8 @@ def run_analyze(models: Sequence[Path], options: AnalyzeOptions) -> None:
     transformers_logging.disable_progress_bar()
     summaries = _read(models, names, options) if options.tables else _run(models, names, options, console)
     print_summary(summaries, console)
-    if len({one.sample.facts.tokenizer_hash for one in summaries.values()}) > 1:
-        console.print(_OTHER_TOKENS, style="dim", highlight=False, soft_wrap=True)
+    if (caution := warning(summaries)) is not None:
+        console.print(caution, style="dim", highlight=False, soft_wrap=True)
     with console.status("drawing"):
         _write(summaries, options.out)
     _remove_others(options, names)
