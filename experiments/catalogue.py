@@ -1,10 +1,12 @@
 """All experiments, in the order of ``docs/reproduction.md``."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from moepp.errors import ConfigError, nearest
 
-from .experiment import Experiment
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 NAMES = (
     "headline",
@@ -35,7 +37,7 @@ NAMES = (
 )
 
 
-def experiment(name: str) -> Experiment:
+def experiment(name: str) -> "Experiment":
     """The experiment of this name.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from transformers.utils import logging as transformers_logging
 
 from moepp.errors import ConfigError, MoEPPError
 
@@ -98,6 +99,7 @@ def _command(
 
 def _experiments(chosen: Sequence[Experiment], options: _Options, *, measure: bool) -> None:
     console = Console()
+    transformers_logging.disable_progress_bar()
     pool = Pool(options.pool, options.deadline, console)
     runs = list(dict.fromkeys(run for one in chosen for run in one.runs(options.scale)))
     if not _filled(pool, runs, [one.name for one in chosen], options):

@@ -50,7 +50,7 @@ class Experiment:
     def fingerprint(self, lab: Lab) -> str:
         """Equal where measuring again would give the same but for the clock's noise."""
         here = facts()
-        parts = [self.name, [run.key() for run in self.runs(lab.scale)], lab.device, code_hash()]
+        parts = [self.name, [run.key() for run in self.runs(lab.scale)], lab.device, code_hash(self.name)]
         parts += [here["machine"], here["versions"], [str(path.resolve()) for path in lab.checkpoints]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from moepp.bench import facts
 
+from .catalogue import NAMES
 from .scales import HERE
 
 
@@ -36,10 +37,11 @@ _AFTERWARDS = ("__main__.py", "catalogue.py", "entry.py", "reproduction.py", "sh
 
 
 @lru_cache
-def code_hash() -> str:
-    """Of this folder's programs: what they measure may have changed with them."""
+def code_hash(name: str) -> str:
+    """Of this folder's programs but the other experiments': what the experiment measures may have changed with them."""
+    skipped = {f"{other}.py" for other in NAMES if other != name}.union(_AFTERWARDS)
     content = hashlib.sha256()
     for path in sorted(HERE.glob("*.py")):
-        if path.name not in _AFTERWARDS:
+        if path.name not in skipped:
             content.update(path.read_bytes())
     return content.hexdigest()[:16]

@@ -1,5 +1,7 @@
 """What is around a result: what it rests on, runs that diverged, and going on where a command was stopped."""
 
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import entry
+from experiments import entry, provenance
+from experiments.catalogue import NAMES
 from experiments.experiment import Experiment
 from experiments.lab import Lab
 from experiments.pool import Pool
@@ -69,6 +72,25 @@ def test_a_result_says_what_it_rests_on(tmp_path: Path) -> None:
     assert (result.device, list(result.seeds)) == ("cpu", [0, 1])
     assert result.fingerprint == _experiment().fingerprint(lab)
     assert result.fingerprint != _experiment().fingerprint(replace(lab, checkpoints=(tmp_path,)))
+
+
+def test_an_experiment_depends_on_its_own_file_and_on_what_all_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in provenance.HERE.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    names = "|".join(NAMES)
+    imports = re.compile(rf"^\s*from \.({names}) import|^\s*from \. import .*\b({names})\b", re.MULTILINE)
+    assert not [path.name for path in tmp_path.iterdir() if imports.search(path.read_text(encoding="utf-8"))]
+    monkeypatch.setattr(provenance, "HERE", tmp_path)
+    code_hash = provenance.code_hash.__wrapped__
+    before = code_hash("table3")
+    for edited in ("table5.py", "show.py", "table3.py", "lab.py"):
+        with (tmp_path / edited).open("a") as file:
+            file.write("# edited\n")
+        after = code_hash("table3")
+        assert (after != before) == (edited in ("table3.py", "lab.py")), edited
+        before = after
 
 
 def test_further_seeds_are_of_the_experiments_that_ask_for_them(tmp_path: Path) -> None:
