@@ -1,7 +1,9 @@
 """Figure 4: expert load per layer by task and source, and FFN experts per token."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +11,6 @@ import torch
 from torch import Tensor
 
 from moepp.analyze import RoutingTable, expert_load, experts_per_token
-from moepp.analyze.tables import ExpertLoad
 
 from . import paper
 from .experiment import Experiment
@@ -30,6 +31,7 @@ def result(lab: Lab) -> Result:
     """The scale's sources and the prompts of its evaluation tasks instead of the paper's tasks."""
     tables = route(lab, MOEPP, [*held_out(lab), *prompts(lab)])
     loads = {seed: expert_load(table, "source") for seed, table in tables.items()}
+    overall = {seed: expert_load(table).share[0] for seed, table in tables.items()}
     per_token = {}
     for seed, table in tables.items():
         found = experts_per_token(table, "ffn", "source")
@@ -39,7 +41,7 @@ def result(lab: Lab) -> Result:
     rows = []
     for index, group in enumerate(first.sources):
         values = [by_group[group] for by_group in per_token.values()]
-        moved = [_distance(load, index) for load in loads.values()]
+        moved = [np.abs(load.share[index] - overall[seed]).sum(axis=-1).mean() / 2 for seed, load in loads.items()]
         rows.append(
             [
                 group,
@@ -104,32 +106,15 @@ def spreads(per_token: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
     return found
 
 
-def _distance(load: ExpertLoad, index: int) -> float:
-    """Half of the absolute differences between one text's load and that of all, averaged over layers."""
-    return float(np.abs(load.share[index] - _overall(load)).sum(axis=-1).mean() / 2)
-
-
 def _halves(table: RoutingTable) -> dict[str, list[Tensor]]:
     """Of each text with two documents or more, the load in every other document and in the rest."""
-    found = {}
-    for index, source in enumerate(table.sources):
-        documents = np.unique(table.document[table.source == index])
-        if len(documents) > 1:
-            halves = [np.isin(table.document, documents[first::2]) for first in (0, 1)]
-            found[source] = [torch.from_numpy(_load(table, half)) for half in halves]
-    return found
-
-
-def _load(table: RoutingTable, chosen: np.ndarray) -> np.ndarray:
-    """(layers, experts) shares of the chosen tokens' choices."""
-    experts = table.layout.num_experts
-    layers = [table.expert[chosen, layer].ravel() for layer in range(table.num_layers)]
-    return np.stack([np.bincount(layer, minlength=experts)[:experts] / len(layer) for layer in layers])
-
-
-def _overall(load: ExpertLoad) -> np.ndarray:
-    count = load.count.sum(axis=0)
-    return count / count.sum(axis=-1, keepdims=True)
+    counts, documents = Counter(), []
+    for document in table.documents:
+        documents.append(replace(document, source=f"{counts[document.source] % 2} {document.source}"))
+        counts[document.source] += 1
+    load = expert_load(replace(table, documents=tuple(documents)), "source")
+    shares = dict(zip(load.groups, map(torch.from_numpy, load.share), strict=True))
+    return {text: [shares[f"{half} {text}"] for half in (0, 1)] for text, count in counts.items() if count > 1}
 
 
 def _names(ffn: int, constant: int, copy: int, zero: int) -> list[str]:
