@@ -8,6 +8,7 @@ from .catalogue import NAMES, experiment
 from .paired import CONFIDENCE
 from .result import Result, Table
 from .scales import HERE, SCALES
+from .show import sentences
 
 PAGE = HERE.parent / "docs" / "reproduction.md"
 _HEADLINE = "headline"
@@ -124,7 +125,7 @@ def _section(result: Result) -> Iterator[str]:
     for table in result.tables:
         yield from markdown(table)
     for claim in result.claims:
-        yield f"- *{claim.verdict}*: {claim.text} {claim.evidence}"
+        yield f"- *{claim.verdict}*: {sentences(claim)}"
     for limit in result.limits:
         yield f"- {limit}"
     yield ""

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table as Grid
 
-from .result import Result
+from .result import Claim, Result
 
 _STYLES = {"agrees": "green", "disagrees": "red", "unresolved": "yellow", "not measured": "dim"}
 
@@ -20,6 +20,11 @@ def show(result: Result, console: Console) -> None:
         console.print(grid)
     for claim in result.claims:
         style = _STYLES[claim.outcome]
-        console.print(f"[{style}]{claim.verdict}[/]: {claim.text} {claim.evidence}", highlight=False)
+        console.print(f"[{style}]{claim.verdict}[/]: {sentences(claim)}", highlight=False)
     for limit in result.limits:
         console.print(limit, style="dim", highlight=False)
+
+
+def sentences(claim: Claim) -> str:
+    """The claim, and what decides it."""
+    return f"{claim.text} {claim.evidence.rstrip('.')}."
