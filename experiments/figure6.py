@@ -14,7 +14,7 @@ from .outcomes import below, within
 from .paired import paired
 from .result import Claim, Result, Table
 from .routed import held_out, route
-from .text import said
+from .text import level, said
 from .variants import MOEPP, NO_RESIDUAL
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def result(lab: Lab) -> Result:
                 usual = sum(values[1].values()) / len(values[1])
                 text = f"Gating residuals leave the mean of the {name} scores as it is."
                 margin = SAME * usual
-                evidence = f"{said(difference)}; the same is within ± {margin:.4f}, {SAME:.0%} of the mean."
+                evidence = f"{level(difference, sign='+')}; the same is within ± {margin:.4f}, {SAME:.0%} of the mean."
                 claims.append(Claim(text, within(difference, -margin, margin), evidence))
     tables = [
         Table(
