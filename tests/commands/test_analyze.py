@@ -109,13 +109,13 @@ def test_each_models_table_is_saved_with_where_it_comes_from(analysed: Outcome, 
         assert (saved.documents, saved.vocabulary) == (expected.documents, expected.vocabulary)
         assert saved.num_tokens == 400
         assert saved.facts.model == name
-        assert saved.facts.command.startswith("moepp analyze ")
+        assert " analyze " in saved.facts.command
         assert saved.facts.text_hash == expected.facts.text_hash
 
 
 def test_the_numbers_are_those_of_the_tables(analysed: Outcome, folder: Path) -> None:
     report = json.loads((folder / "out" / "analysis.json").read_text(encoding="utf-8"))
-    assert report["command"].startswith(f"moepp analyze {folder}")
+    assert f" analyze {folder}" in report["command"]  # before it, what ran these tests
     assert report["machine"]["processor"]
     assert {"moepp", "torch", "transformers"} <= report["versions"].keys()
     assert list(report["tables"]) == ["moepp", "vanilla"]

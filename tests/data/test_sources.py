@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from moepp.data import DataSpec, SourceSpec, load_corpus, sample_documents
+from moepp.data import DataSpec, SourceSpec, load_corpus, read_files, sample_documents
 from moepp.data.sources import _split
 from moepp.errors import ConfigError, DataError
 
@@ -147,6 +147,21 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as error:
         load_corpus(spec(SourceSpec("s", files=[str(tmp_path / name)])))
     assert "\n" not in str(error.value)
+
+
+def test_plain_files_without_text_are_passed_over(tmp_path):
+    for name, content in {"a.py": "", "b.py": "import this\n", "c.py": "\n"}.items():
+        (tmp_path / name).write_text(content)
+
+    def documents(*patterns):
+        return list(read_files(SourceSpec("s", files=[str(tmp_path / pattern) for pattern in patterns]), "data"))
+
+    assert documents("*.py") == ["import this\n"]
+    with pytest.raises(DataError, match=r"^data\.files: \S+a\.py is empty; remove it or put text in it$"):
+        documents("[ac].py")
+    (tmp_path / "d.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"^data\.files: \S+d\.jsonl is empty"):
+        documents("*")
 
 
 def test_nothing_left(monkeypatch):

@@ -2,37 +2,51 @@
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DataError, nearest
 from .hub import open_dataset
 from .spec import SourceSpec
 
+_TABLES = (".parquet", ".jsonl")
+
 
 def read_files(spec: SourceSpec, path: str) -> Iterator[str]:
     """Every document of ``spec.files``, file by file in the order of their names.
 
+    Of several plain files, those without text are passed over, as source trees have them.
+
     Raises:
-        DataError: a pattern matches no file, or a file is empty, no UTF-8, or a row has no text.
+        DataError: a pattern matches no file, no file has text or a JSONL or Parquet file has none, a file is no UTF-8, or
+            a row has no text.
     """
-    for file in _matches(spec.files or [], path):
+    files = _matches(spec.files or [], path)
+    nothing = True
+    for file in files:
         if file.suffix == ".parquet":
             # Streaming, because reading once needs no copy in the library's cache.
             rows = SourceSpec(
                 name=spec.name, dataset="parquet", data_files=[str(file)], text_field=spec.text_field, streaming=True
             )
-            documents: Iterator[str] = iter(open_dataset(rows, rows.split, path))
+            documents: Iterable[str] = open_dataset(rows, rows.split, path)
         elif file.suffix == ".jsonl":
             documents = _json_lines(file, spec.text_field, path)
         else:
-            documents = iter([_text(file, path)])
+            documents = [text] if (text := _text(file, path)).strip() else []
         empty = True
         for document in documents:
             empty = empty and not document.strip()
             yield document
-        if empty:
-            raise DataError(f"{path}.files: {file} is empty; remove it or put text in it")
+        if empty and file.suffix in _TABLES:
+            raise _no_text(file, path)
+        nothing = nothing and empty
+    if nothing:
+        raise _no_text(files[0], path)
+
+
+def _no_text(file: Path, path: str) -> DataError:
+    return DataError(f"{path}.files: {file} is empty; remove it or put text in it")
 
 
 def _matches(patterns: list[str], path: str) -> list[Path]:
