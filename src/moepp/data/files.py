@@ -18,8 +18,8 @@ def read_files(spec: SourceSpec, path: str) -> Iterator[str]:
     Of several plain files, those without text are passed over, as source trees have them.
 
     Raises:
-        DataError: a pattern matches no file, no file has text or a JSONL or Parquet file has none, a file is no UTF-8, or
-            a row has no text.
+        DataError: a pattern matches no file; none of the files has text, or a JSONL or Parquet file has none; a file is
+            no UTF-8, or a row has no text.
     """
     files = _matches(spec.files or [], path)
     nothing = True
